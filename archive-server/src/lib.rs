@@ -1,0 +1,2 @@
+//! archive-server: see ARCHITECTURE.md.
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! The `walb-archive` program.
+#![forbid(unsafe_code)]
+
+fn main() {}

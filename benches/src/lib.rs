@@ -1,0 +1,2 @@
+//! benches: see ARCHITECTURE.md.
+#![forbid(unsafe_code)]

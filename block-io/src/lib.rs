@@ -1,0 +1,1 @@
+//! block-io: see ARCHITECTURE.md.

@@ -1,0 +1,2 @@
+//! controller: see ARCHITECTURE.md.
+#![forbid(unsafe_code)]

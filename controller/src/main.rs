@@ -1,0 +1,4 @@
+//! The `walbc` program.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! device-server: see ARCHITECTURE.md.
+#![forbid(unsafe_code)]

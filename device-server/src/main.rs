@@ -1,0 +1,4 @@
+//! The `walb-device` program.
+#![forbid(unsafe_code)]
+
+fn main() {}

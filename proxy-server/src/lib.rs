@@ -1,0 +1,2 @@
+//! proxy-server: see ARCHITECTURE.md.
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! The `walb-proxy` program.
+#![forbid(unsafe_code)]
+
+fn main() {}

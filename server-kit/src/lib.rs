@@ -1,0 +1,2 @@
+//! server-kit: see ARCHITECTURE.md.
+#![forbid(unsafe_code)]

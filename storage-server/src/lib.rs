@@ -1,0 +1,2 @@
+//! storage-server: see ARCHITECTURE.md.
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! The `walb-storage` program.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! tests: see ARCHITECTURE.md.
+#![forbid(unsafe_code)]

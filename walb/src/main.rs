@@ -1,0 +1,4 @@
+//! The `walb` program.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! wdiff-format: see ARCHITECTURE.md.
+#![forbid(unsafe_code)]

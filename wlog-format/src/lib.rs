@@ -1,0 +1,5 @@
+//! The walb log: checksum, super sector, log packs, log-device geometry and the wlog stream
+//! (`formats.md` §1-§5). Types, encoding, decoding and validation only: no I/O, nothing async.
+#![forbid(unsafe_code)]
+
+pub mod units;
