@@ -156,7 +156,7 @@ impl BlockSize {
 
     /// Bytes of one block, as an index.
     #[must_use]
-    pub const fn len(self) -> usize {
+    pub const fn as_usize(self) -> usize {
         self.0 as usize
     }
 
