@@ -2,4 +2,7 @@
 //! (`formats.md` §1-§5). Types, encoding, decoding and validation only: no I/O, nothing async.
 #![forbid(unsafe_code)]
 
+pub mod checksum;
+pub mod ring;
+pub mod superblock;
 pub mod units;
