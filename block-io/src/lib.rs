@@ -9,6 +9,7 @@
 //!
 //! - [`buffer`]: page-aligned memory that becomes [`bytes::Bytes`] without a copy, and comes back to a pool.
 //! - [`device`]: the trait that every role does its I/O through, and its error conventions.
+//! - [`nbd`]: serves volumes to NBD clients.
 //!
 //! Invariants:
 //! - Memory that the kernel reads or writes outlives the request, whatever happens to the future.
@@ -18,3 +19,4 @@
 
 pub mod buffer;
 pub mod device;
+pub mod nbd;
