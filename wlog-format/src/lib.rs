@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod pack;
 pub mod ring;
+pub mod stream;
 pub mod superblock;
 pub mod units;

@@ -1,0 +1,223 @@
+//! Wlogs in files and pipes.
+
+use std::io::{self, Read, Write};
+
+use bytes::Bytes;
+
+use super::decoder::{DecodeError, Pack, PackDecoder};
+use super::header::{HEADER_BYTES, WlogHeader, WlogHeaderError};
+use crate::pack::encode_terminator;
+use crate::units::{LogUuid, Lsid};
+
+/// Why a wlog cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum WlogError {
+    /// The file cannot be read.
+    #[error("cannot read the wlog: {0}")]
+    Io(#[from] io::Error),
+    /// The header is missing or damaged.
+    #[error("at byte {at}: {source}")]
+    Header {
+        /// Where the header starts.
+        at: u64,
+        /// What is wrong with it.
+        source: WlogHeaderError,
+    },
+    /// A pack is damaged or out of order.
+    #[error("pack at byte {at}, {source}")]
+    Pack {
+        /// Where the pack starts.
+        at: u64,
+        /// What is wrong with it.
+        source: DecodeError,
+    },
+    /// The file ends between two packs, without its end block.
+    #[error("the wlog ends at byte {at}, lsid {lsid}, without its end block: it is incomplete")]
+    NoEnd {
+        /// Its length.
+        at: u64,
+        /// The lsid behind its last pack.
+        lsid: Lsid,
+    },
+    /// A second wlog in the same file that does not continue the first.
+    #[error(
+        "at byte {at}: a wlog of log {uuid} from lsid {begin}, which does not continue the one before it \
+         (log {expected_uuid}, lsid {expected})"
+    )]
+    Gap {
+        /// Where its header starts.
+        at: u64,
+        /// Its log.
+        uuid: LogUuid,
+        /// Its first lsid.
+        begin: Lsid,
+        /// The log before it.
+        expected_uuid: LogUuid,
+        /// The lsid where that ended.
+        expected: Lsid,
+    },
+}
+
+/// Reads a wlog, or several ones back to back (`formats.md` §5.3). Holds one pack in memory.
+#[derive(Debug)]
+pub struct WlogReader<R> {
+    source: R,
+    header: WlogHeader,
+    decoder: PackDecoder,
+    /// Bytes read so far, and where the current pack starts.
+    position: u64,
+    pack_at: u64,
+}
+
+impl<R: Read> WlogReader<R> {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// When there is no sound one.
+    pub fn new(mut source: R) -> Result<Self, WlogError> {
+        let bytes = read_up_to(&mut source, HEADER_BYTES)?;
+        let header =
+            WlogHeader::decode(&bytes).map_err(|source| WlogError::Header { at: 0, source })?;
+        let position = HEADER_BYTES as u64;
+        let decoder = decoder_for(&header);
+        Ok(Self { source, header, decoder, position, pack_at: position })
+    }
+
+    /// The header of the wlog that is being read.
+    #[must_use]
+    pub const fn header(&self) -> &WlogHeader {
+        &self.header
+    }
+
+    /// The lsid behind the last pack.
+    #[must_use]
+    pub const fn next_lsid(&self) -> Lsid {
+        self.decoder.next_lsid()
+    }
+
+    /// The next pack; `None` after the end block.
+    ///
+    /// # Errors
+    /// When the next pack is damaged or incomplete, or the end block is missing. Nothing of that pack
+    /// is handed out, nor anything behind it.
+    pub fn next_pack(&mut self) -> Result<Option<Pack>, WlogError> {
+        self.pack_at = self.position - self.decoder.buffered_bytes() as u64;
+        loop {
+            match self.decoder.next_pack() {
+                Ok(None) if self.decoder.is_ended() => return Ok(None),
+                Ok(None) => self.fill()?,
+                Ok(pack) => return Ok(pack),
+                Err(source) => return Err(self.pack_error(source)),
+            }
+        }
+    }
+
+    /// Reads what the decoder needs next.
+    fn fill(&mut self) -> Result<(), WlogError> {
+        let missing = self.decoder.missing_bytes();
+        let chunk = read_up_to(&mut self.source, missing)?;
+        let complete = chunk.len() == missing;
+        self.position += chunk.len() as u64;
+        self.decoder.push(chunk.into());
+        if complete {
+            return Ok(());
+        }
+        match self.decoder.finish() {
+            Ok(lsid) => Err(WlogError::NoEnd { at: self.position, lsid }),
+            Err(source) => Err(self.pack_error(source)),
+        }
+    }
+
+    fn pack_error(&self, source: DecodeError) -> WlogError {
+        WlogError::Pack { at: self.pack_at, source }
+    }
+
+    /// After the end block: goes on to the wlog that follows in the same file, `false` if none does.
+    ///
+    /// # Errors
+    /// When what follows is no sound wlog, or not the continuation of this one.
+    pub fn next_wlog(&mut self) -> Result<bool, WlogError> {
+        let at = self.position;
+        let bytes = read_up_to(&mut self.source, HEADER_BYTES)?;
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        let next = WlogHeader::decode(&bytes).map_err(|source| WlogError::Header { at, source })?;
+        let (expected, expected_uuid) = (self.next_lsid(), self.header.uuid);
+        if next.begin != expected || next.uuid != expected_uuid {
+            let (uuid, begin) = (next.uuid, next.begin);
+            return Err(WlogError::Gap { at, uuid, begin, expected_uuid, expected });
+        }
+        self.position += HEADER_BYTES as u64;
+        self.decoder = decoder_for(&next);
+        self.header = next;
+        Ok(true)
+    }
+}
+
+fn decoder_for(header: &WlogHeader) -> PackDecoder {
+    PackDecoder::new(header.block_size, header.salt, header.begin)
+}
+
+/// Up to `n` bytes, fewer only at the end. Memory grows with what was read, not with `n`.
+fn read_up_to(source: &mut impl Read, n: usize) -> io::Result<Vec<u8>> {
+    const FIRST_BYTES: usize = 1 << 20;
+    let mut bytes = Vec::with_capacity(n.min(FIRST_BYTES));
+    source.by_ref().take(n as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Writes a wlog.
+#[derive(Debug)]
+pub struct WlogWriter<W> {
+    target: W,
+    header: WlogHeader,
+    next: Lsid,
+}
+
+impl<W: Write> WlogWriter<W> {
+    /// Writes the header.
+    ///
+    /// # Errors
+    /// When the target cannot be written.
+    pub fn new(mut target: W, header: WlogHeader) -> io::Result<Self> {
+        target.write_all(&header.encode())?;
+        let next = header.begin;
+        Ok(Self { target, header, next })
+    }
+
+    /// The lsid behind the last pack.
+    #[must_use]
+    pub const fn next_lsid(&self) -> Lsid {
+        self.next
+    }
+
+    /// Writes the next pack.
+    ///
+    /// # Errors
+    /// When the target cannot be written, or the pack does not follow the one before it in the same log.
+    pub fn write_pack(&mut self, pack: &Pack) -> io::Result<()> {
+        let header = &pack.header;
+        let follows = header.lsid() == self.next
+            && header.salt() == self.header.salt
+            && header.block_size() == self.header.block_size;
+        if !follows {
+            let what = format!("pack {} cannot follow lsid {} of a wlog", header.lsid(), self.next);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        self.target.write_all(&header.encode())?;
+        pack.blocks.iter().try_for_each(|blocks: &Bytes| self.target.write_all(blocks))?;
+        self.next = header.next_lsid();
+        Ok(())
+    }
+
+    /// Writes the end block and gives the target back, flushed.
+    ///
+    /// # Errors
+    /// When the target cannot be written.
+    pub fn finish(mut self) -> io::Result<W> {
+        self.target.write_all(&encode_terminator(self.header.block_size, self.header.salt))?;
+        self.target.flush()?;
+        Ok(self.target)
+    }
+}
