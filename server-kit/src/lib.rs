@@ -7,6 +7,7 @@
 //! | [`error`] | one error type, equal on both sides of the wire |
 //! | [`retry`], [`blocking`], [`clock`] | back-off, blocking work, the wall clock |
 //! | [`shutdown`], [`telemetry`] | the life of a process |
+//! | [`units`] | sizes and durations as people type them |
 //! | [`volume_name`] | names that are safe in paths |
 //!
 //! Invariants: nobody but [`durable`] renames files; nothing here knows a role; nothing waits by
@@ -21,4 +22,5 @@ pub mod retry;
 pub mod shutdown;
 pub mod state_machine;
 pub mod telemetry;
+pub mod units;
 pub mod volume_name;
