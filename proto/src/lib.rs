@@ -2,6 +2,8 @@
 //! conversions to domain types. No logic lives here.
 #![forbid(unsafe_code)]
 
+pub mod convert;
+
 /// Messages, clients and servers of package `walb.v1`, generated from the protos.
 #[allow(
     missing_docs,

@@ -1,0 +1,415 @@
+//! The diffs of one volume, ordered, and every question that is asked about them (`semantics.md`
+//! §2.8-§2.14): which diffs lead from a snapshot to another one, which merge, which are garbage.
+//!
+//! Picking the next diff takes O(log n). `all` holds every diff by its gids. `reach` holds those
+//! normal diffs that can be picked at all: no other starts at or before them and goes further. Sorted by
+//! start, their ends never go back, so the pick at gid g is simply the last one that starts at or before
+//! g. Invariants: `reach` and `comparisons` are subsets of `all`; no two diffs of the set are equal.
+
+use crate::gid::{BaseState, Diff, Gid, GidError, Snapshot};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+/// Order of the maps: where a diff starts, then where it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    begin: Gid,
+    end: Gid,
+    begin_dirty: Gid,
+    end_dirty: Gid,
+}
+
+impl Key {
+    fn of(diff: &Diff) -> Self {
+        let (b, e) = (diff.begin(), diff.end());
+        Self { begin: b.begin(), end: e.begin(), begin_dirty: b.end(), end_dirty: e.end() }
+    }
+
+    /// Before every key that starts at `gid`.
+    const fn first_at(gid: Gid) -> Self {
+        Self { begin: gid, end: Gid(0), begin_dirty: Gid(0), end_dirty: Gid(0) }
+    }
+
+    /// Behind every key that starts at `gid`.
+    const fn last_at(gid: Gid) -> Self {
+        let max = Gid(u64::MAX);
+        Self { begin: gid, end: max, begin_dirty: max, end_dirty: max }
+    }
+}
+
+/// Why a set does not answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiffSetError {
+    /// An equal diff is in the set.
+    #[error("diff {0} is there already")]
+    Exists(Diff),
+    /// No such snapshot can be made from this base image.
+    #[error("gid {0} is no snapshot that {1} and its diffs lead to")]
+    NoSnapshot(Gid, BaseState),
+    /// The snapshot is a mixture of times: it cannot be restored.
+    #[error("{0} is no clean snapshot")]
+    Dirty(Snapshot),
+    /// No diff starts at the gid, so its flag cannot be changed.
+    #[error("no diff starts at gid {0}")]
+    NoStart(Gid),
+    /// The rules of single diffs.
+    #[error(transparent)]
+    Gid(#[from] GidError),
+}
+
+/// A snapshot that can be restored (§2.11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestorePoint {
+    /// The snapshot.
+    pub gid: Gid,
+    /// Its time in Unix seconds.
+    pub timestamp: u64,
+    /// Taken on purpose, or the latest one: merging keeps it.
+    pub explicit: bool,
+    /// Bytes of the diffs since the entry before.
+    pub change_bytes: u64,
+}
+
+/// The diffs of one volume.
+#[derive(Clone, Debug, Default)]
+pub struct DiffSet {
+    all: BTreeMap<Key, Diff>,
+    reach: BTreeMap<Key, Diff>,
+    comparisons: BTreeMap<Key, Diff>,
+    bytes: u64,
+}
+
+impl DiffSet {
+    /// An empty set.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of diffs.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Sum of the sizes.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// All diffs, by start.
+    pub fn iter(&self) -> impl Iterator<Item = &Diff> {
+        self.all.values()
+    }
+
+    /// The diffs with `from <= start < to`.
+    pub fn range(&self, from: Gid, to: Gid) -> impl Iterator<Item = &Diff> {
+        let to = to.max(from);
+        self.all.range(Key::first_at(from)..Key::first_at(to)).map(|(_, d)| d)
+    }
+
+    /// The stored diff that is equal to `diff`, with its own flags and time.
+    #[must_use]
+    pub fn get(&self, diff: &Diff) -> Option<&Diff> {
+        self.all.get(&Key::of(diff))
+    }
+
+    /// Adds a diff; fails when an equal one is there.
+    pub fn insert(&mut self, diff: Diff) -> Result<(), DiffSetError> {
+        let key = Key::of(&diff);
+        match self.all.entry(key) {
+            Entry::Occupied(_) => return Err(DiffSetError::Exists(diff)),
+            Entry::Vacant(slot) => slot.insert(diff),
+        };
+        self.bytes = self.bytes.saturating_add(diff.size);
+        if diff.comparison {
+            self.comparisons.insert(key, diff);
+        } else {
+            self.extend_reach(key, diff);
+        }
+        Ok(())
+    }
+
+    /// Takes a diff out; the one that was stored.
+    pub fn remove(&mut self, diff: &Diff) -> Option<Diff> {
+        let key = Key::of(diff);
+        let removed = self.all.remove(&key)?;
+        self.bytes = self.bytes.saturating_sub(removed.size);
+        self.comparisons.remove(&key);
+        if self.reach.remove(&key).is_some() {
+            // What it hid starts before it ends.
+            let hidden = self.all.range(Key::first_at(key.begin)..Key::first_at(key.end));
+            let hidden: Vec<_> =
+                hidden.filter(|(_, d)| !d.comparison).map(|(k, d)| (*k, *d)).collect();
+            for (key, diff) in hidden {
+                self.extend_reach(key, diff);
+            }
+        }
+        Some(removed)
+    }
+
+    fn extend_reach(&mut self, key: Key, diff: Diff) {
+        let before = self.reach.range(..key).next_back();
+        let same_start = self.reach.range(key..=Key::last_at(key.begin)).next_back();
+        if same_start.or(before).is_some_and(|(k, _)| k.end > key.end) {
+            return;
+        }
+        let hidden = self.reach.range(key..).take_while(|(k, _)| k.end < key.end);
+        let hidden: Vec<Key> = hidden.map(|(k, _)| *k).collect();
+        for k in hidden {
+            self.reach.remove(&k);
+        }
+        let shorter = self.reach.range(Key::first_at(key.begin)..key);
+        let shorter: Vec<Key> = shorter.filter(|(k, _)| k.end < key.end).map(|(k, _)| *k).collect();
+        for k in shorter {
+            self.reach.remove(&k);
+        }
+        self.reach.insert(key, diff);
+    }
+
+    /// The diff to take next at `at`: of those that apply the one that goes furthest, then the one
+    /// that starts last (§2.8).
+    #[must_use]
+    pub fn pick(&self, at: Snapshot) -> Option<Diff> {
+        let gid = at.begin();
+        let normal = self.reach.range(..=Key::last_at(gid)).next_back();
+        let normal = normal.filter(|(k, _)| k.end > gid);
+        let compared = self.comparisons.range(Key::first_at(gid)..=Key::last_at(gid)).next_back();
+        let rank = |(k, _): &(&Key, &Diff)| (k.end, k.begin);
+        normal.into_iter().chain(compared).max_by_key(rank).map(|(_, d)| *d)
+    }
+
+    /// The greedy walk from `from`: each diff with the snapshot after it.
+    pub fn chain(&self, from: Snapshot) -> impl Iterator<Item = (Diff, Snapshot)> {
+        let mut at = from;
+        std::iter::from_fn(move || {
+            let diff = self.pick(at)?;
+            at = at.apply(&diff).ok()?;
+            Some((diff, at))
+        })
+    }
+
+    /// The walk from `from` while it stays at or below `gid`.
+    #[must_use]
+    pub fn up_to(&self, from: Snapshot, gid: Gid) -> Vec<Diff> {
+        self.chain(from).take_while(|(_, at)| at.begin() <= gid).map(|(d, _)| d).collect()
+    }
+
+    /// The walk from `from` while its diffs are not later than `timestamp`.
+    #[must_use]
+    pub fn by_time(&self, from: Snapshot, timestamp: u64) -> Vec<Diff> {
+        self.chain(from).map(|(d, _)| d).take_while(|d| d.timestamp <= timestamp).collect()
+    }
+
+    /// The diffs that an unfinished apply still needs, all together (§2.8).
+    #[must_use]
+    pub fn minimum(&self, base: &BaseState) -> Vec<Diff> {
+        base.applying_to().map_or_else(Vec::new, |to| self.up_to(base.snapshot(), to.begin()))
+    }
+
+    /// The latest snapshot that `base` and the diffs lead to, with its time.
+    #[must_use]
+    pub fn latest(&self, base: &BaseState) -> (Snapshot, u64) {
+        let last = self.chain(base.snapshot()).last();
+        last.map_or((base.snapshot(), base.timestamp), |(d, at)| (at, d.timestamp))
+    }
+
+    /// The diffs that make the clean snapshot `gid` of a copy of the base image (§2.9).
+    pub fn restore_list(&self, base: &BaseState, gid: Gid) -> Result<Vec<Diff>, DiffSetError> {
+        let list = self.scan_list(base, gid)?;
+        let reached = crate::gid::walk(base.snapshot(), &list)?;
+        if reached.is_clean() { Ok(list) } else { Err(DiffSetError::Dirty(reached)) }
+    }
+
+    /// As [`Self::restore_list`], but a dirty snapshot will do (virtual scan, §2.9).
+    pub fn scan_list(&self, base: &BaseState, gid: Gid) -> Result<Vec<Diff>, DiffSetError> {
+        let list = self.up_to(base.snapshot(), gid);
+        let reached = crate::gid::walk(base.snapshot(), &list)?;
+        if !base.can_apply(&list) || reached.begin() != gid {
+            return Err(DiffSetError::NoSnapshot(gid, *base));
+        }
+        Ok(list)
+    }
+
+    /// The diffs to apply to the base image to come to `gid`, never less than what an unfinished apply
+    /// needs; empty when there is nothing to do. `max` diffs at most, 0: no limit (§2.9).
+    #[must_use]
+    pub fn apply_list(&self, base: &BaseState, gid: Gid, max: usize) -> Vec<Diff> {
+        let mut list = self.up_to(base.snapshot(), gid);
+        if max > 0 {
+            list.truncate(max);
+        }
+        let minimum = self.minimum(base);
+        if minimum.len() > list.len() { minimum } else { list }
+    }
+
+    /// The longest run of diffs from the first start at or after `gid` that merge into one (§2.8).
+    #[must_use]
+    pub fn mergeable_from(&self, gid: Gid) -> Vec<Diff> {
+        let first = self.all.range(Key::first_at(gid)..).next().map(|(k, _)| k.begin);
+        let first = first.and_then(|b| self.all.range(..=Key::last_at(b)).next_back());
+        let Some((_, &first)) = first else { return Vec::new() };
+        let mut run = vec![first];
+        let mut merged = first;
+        let mut next = self.all.range(Key::first_at(first.begin().begin())..).peekable();
+        let mut best: Option<Diff> = None;
+        loop {
+            // `merged` only grows, so each diff is looked at once.
+            while let Some((_, d)) = next.next_if(|(k, _)| k.begin <= merged.end().begin()) {
+                let further = best.is_none_or(|b| b.end().begin() <= d.end().begin());
+                if d.mergeable && !d.comparison && further {
+                    best = Some(*d);
+                }
+            }
+            let Some(Ok(grown)) = best.map(|d| merged.merge(&d)) else { return run };
+            run.extend(best);
+            merged = grown;
+        }
+    }
+
+    /// [`Self::mergeable_from`] cut before the sizes exceed `max_bytes`; the first diff always stays.
+    #[must_use]
+    pub fn mergeable_up_to_size(&self, gid: Gid, max_bytes: u64) -> Vec<Diff> {
+        let mut total = 0_u64;
+        let mut list = self.mergeable_from(gid);
+        let fits = |d: &Diff| {
+            total = total.saturating_add(d.size);
+            total <= max_bytes
+        };
+        let kept = list.iter().copied().take_while(fits).count();
+        list.truncate(kept.max(1));
+        list
+    }
+
+    /// [`Self::mergeable_from`] cut at the first diff that starts at or after `end`.
+    #[must_use]
+    pub fn mergeable_up_to(&self, gid: Gid, end: Gid) -> Vec<Diff> {
+        let list = self.mergeable_from(gid);
+        list.into_iter().take_while(|d| d.begin().begin() < end).collect()
+    }
+
+    /// The longest start of the walk from `from` that merges into one diff (diff replication).
+    #[must_use]
+    pub fn applicable_and_mergeable(&self, from: Snapshot) -> Vec<Diff> {
+        let mut merged: Option<Diff> = None;
+        let mut list = Vec::new();
+        for (diff, _) in self.chain(from) {
+            merged = match merged.map(|m| m.merge(&diff)) {
+                None => Some(diff),
+                Some(Ok(grown)) => Some(grown),
+                Some(Err(_)) => break,
+            };
+            list.push(diff);
+        }
+        list
+    }
+
+    /// The oldest clean snapshot that `base` can be brought to (§2.9).
+    #[must_use]
+    pub fn oldest_clean(&self, base: &BaseState) -> Option<(Snapshot, u64)> {
+        self.states(base).find(|(at, _, _)| at.is_clean()).map(|(at, time, _)| (at, time))
+    }
+
+    /// Every state of the image from the end of an unfinished apply on: snapshot, time, bytes of the
+    /// diff before it.
+    fn states(&self, base: &BaseState) -> impl Iterator<Item = (Snapshot, u64, u64)> {
+        let needed = self.minimum(base).len();
+        let start = (base.snapshot(), base.timestamp, 0);
+        let steps = self.chain(base.snapshot()).map(|(d, at)| (at, d.timestamp, d.size));
+        let unfinished = base.applying_to();
+        let all = std::iter::once(start).chain(steps).skip(needed);
+        all.skip_while(move |(at, _, _)| unfinished.is_some_and(|to| at.begin() < to.begin()))
+    }
+
+    /// The clean snapshots that can be restored, oldest first; without `all` only the explicit ones and
+    /// the first (§2.11). The first says whether it was taken on purpose as the others do.
+    #[must_use]
+    pub fn restorable(&self, base: &BaseState, all: bool) -> Vec<RestorePoint> {
+        let mut points = Vec::new();
+        let mut states = self.states(base).peekable();
+        let (mut first, mut change_bytes) = (true, 0_u64);
+        while let Some((at, timestamp, size)) = states.next() {
+            change_bytes = change_bytes.saturating_add(size);
+            let next = states.peek().and_then(|_| self.pick(at));
+            let explicit = next.is_none_or(|d| !d.mergeable);
+            if at.is_clean() && (all || explicit || first) {
+                points.push(RestorePoint { gid: at.begin(), timestamp, explicit, change_bytes });
+                change_bytes = 0;
+            }
+            first = false;
+        }
+        points
+    }
+
+    /// The last clean snapshot not later than `timestamp`.
+    #[must_use]
+    pub fn restorable_at(&self, base: &BaseState, timestamp: u64) -> Option<RestorePoint> {
+        self.restorable(base, true).into_iter().rfind(|p| p.timestamp <= timestamp)
+    }
+
+    /// The diffs that change when snapshot `gid` is kept (`keep`) or given up, as (old, new): their
+    /// files are to be renamed, then [`Self::replace`] tells the set (§2.12).
+    pub fn keep_changes(&self, gid: Gid, keep: bool) -> Result<Vec<(Diff, Diff)>, DiffSetError> {
+        let mut starts = self.all.range(Key::first_at(gid)..=Key::last_at(gid)).peekable();
+        starts.peek().ok_or(DiffSetError::NoStart(gid))?;
+        let changed = starts.map(|(_, d)| *d).filter(|d| d.mergeable == keep);
+        Ok(changed.map(|d| (d, d.with_mergeable(!keep))).collect())
+    }
+
+    /// Puts `diff` in the place of the equal one, with other flags, time or size.
+    pub fn replace(&mut self, diff: Diff) -> Option<Diff> {
+        let old = self.remove(&diff)?;
+        self.insert(diff).ok()?;
+        Some(old)
+    }
+
+    /// The diffs that the walk from `from` does not use: leftovers of merges, and whatever lies behind a
+    /// gap (§2.13).
+    #[must_use]
+    pub fn garbage(&self, from: Snapshot) -> Vec<Diff> {
+        let mut rest = self.all.clone();
+        for (diff, _) in self.chain(from) {
+            rest.remove(&Key::of(&diff));
+        }
+        rest.into_values().collect()
+    }
+
+    /// The part of [`Self::garbage`] whose content is surely elsewhere: what `from` has already, and
+    /// what a diff of the walk contains. Diffs behind a gap are not among them.
+    #[must_use]
+    pub fn superseded(&self, from: Snapshot) -> Vec<Diff> {
+        let reached = self.chain(from).last().map_or(from, |(_, at)| at).begin();
+        let chain: BTreeMap<Gid, Diff> =
+            self.chain(from).map(|(d, _)| (d.begin().begin(), d)).collect();
+        let contained = |d: &Diff| {
+            let start = d.begin().begin();
+            let by = chain.range(..=start).next_back();
+            d.end().begin() <= from.begin() || by.is_some_and(|(_, c)| c.contains(d))
+        };
+        let garbage = self.garbage(from).into_iter();
+        garbage.filter(|d| d.end().begin() <= reached && contained(d)).collect()
+    }
+
+    /// The diffs inside a merged diff from `a` to `b`, but for the merged one itself (§2.13).
+    #[must_use]
+    pub fn garbage_in(&self, a: Gid, b: Gid) -> Vec<Diff> {
+        let inside = self.range(a, b).filter(|d| d.end().begin() <= b);
+        inside.filter(|d| (d.begin().begin(), d.end().begin()) != (a, b)).copied().collect()
+    }
+
+    /// The diffs that an image at `gid` has (§2.13).
+    #[must_use]
+    pub fn done_at(&self, gid: Gid) -> Vec<Diff> {
+        // What ends at or before `gid` starts before it.
+        let before = self.range(Gid(0), gid);
+        before.filter(|d| d.end().begin() <= gid).copied().collect()
+    }
+}
