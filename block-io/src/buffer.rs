@@ -1,8 +1,8 @@
 //! Page-aligned memory for O_DIRECT that travels as [`Bytes`] without being copied.
 //!
-//! A payload is received into an [`AlignedBuf`], frozen into `Bytes`, and the same memory goes to the log write,
-//! the pending map and the data write. When the last `Bytes` is dropped, the memory returns to a bounded pool: a
-//! steady load neither allocates nor zeroes.
+//! A payload is received into an [`AlignedBuf`], frozen into `Bytes`, and the same memory goes to
+//! the log write, the pending map and the data write. When the last `Bytes` is dropped, the memory
+//! returns to a bounded pool: a steady load neither allocates nor zeroes.
 //!
 //! Invariants: the start is page aligned; all bytes are initialised; `len <= capacity`.
 
@@ -34,7 +34,8 @@ impl AlignedBuf {
         Self { memory: ManuallyDrop::new(pool::take(capacity)), len: 0 }
     }
 
-    /// `len` bytes of unspecified (old, but initialised) contents: for callers that overwrite all of them.
+    /// `len` bytes of unspecified (old, but initialised) contents: for callers that overwrite all
+    /// of them.
     #[must_use]
     pub fn recycled(len: usize) -> Self {
         let mut buf = Self::with_capacity(len);
@@ -82,7 +83,8 @@ impl AlignedBuf {
         self.len = self.len.min(len);
     }
 
-    /// The same memory as `Bytes`, without a copy; it returns to the pool with the last clone or slice.
+    /// The same memory as `Bytes`, without a copy; it returns to the pool with the last clone or
+    /// slice.
     #[must_use]
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
@@ -137,7 +139,8 @@ impl fmt::Debug for AlignedBuf {
     }
 }
 
-/// Whether O_DIRECT takes `data` as it is: address and length are multiples of `align_bytes` (a power of two).
+/// Whether O_DIRECT takes `data` as it is: address and length are multiples of `align_bytes` (a
+/// power of two).
 #[must_use]
 pub fn is_aligned(data: &[u8], align_bytes: usize) -> bool {
     data.as_ptr().addr().is_multiple_of(align_bytes) && data.len().is_multiple_of(align_bytes)

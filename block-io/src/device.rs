@@ -2,14 +2,16 @@
 //! [`crate::sim`].
 //!
 //! Conventions that every implementation keeps:
-//! - Offsets and lengths are bytes and multiples of [`BlockDevice::block_bytes`]; anything else, or anything past
-//!   the end, is `InvalidInput` and touches nothing. Length zero succeeds and does nothing.
-//! - A future does nothing before its first poll. Dropped after that, the operation may or may not happen, but
-//!   no memory is freed under the kernel.
+//! - Offsets and lengths are bytes and multiples of [`BlockDevice::block_bytes`]; anything else, or
+//!   anything past the end, is `InvalidInput` and touches nothing. Length zero succeeds and does
+//!   nothing.
+//! - A future does nothing before its first poll. Dropped after that, the operation may or may not
+//!   happen, but no memory is freed under the kernel.
 //! - Requests in flight together have no order. Who needs one awaits the earlier request first.
-//! - A flush covers all writes, discards and zeroings that had *completed* before the flush was first polled.
-//! - After a failed flush the device is poisoned: every later flush fails too, because the kernel may have dropped
-//!   what it could not write. Reopen and recover.
+//! - A flush covers all writes, discards and zeroings that had *completed* before the flush was
+//!   first polled.
+//! - After a failed flush the device is poisoned: every later flush fails too, because the kernel
+//!   may have dropped what it could not write. Reopen and recover.
 //! - An error is an [`io::Error`] of the original kind around an [`IoContext`].
 
 use std::fmt;
@@ -24,6 +26,9 @@ pub const SECTOR_BYTES: u32 = 512;
 /// The largest single read or write, in bytes: bounds what one request can allocate.
 pub const MAX_REQUEST_BYTES: usize = 64 << 20;
 
+/// The most extents that one [`BlockDevice::extents`] returns.
+pub const MAX_EXTENTS: usize = 1024;
+
 /// A block device or an image file. See the module docs for what all methods promise.
 pub trait BlockDevice: Send + Sync + 'static {
     /// The size in bytes, a multiple of [`BlockDevice::block_bytes`].
@@ -35,21 +40,23 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Reads `len` bytes at `offset` into fresh, page-aligned memory.
     fn read(&self, offset: u64, len: usize) -> BoxFuture<'_, io::Result<Bytes>>;
 
-    /// Writes `bufs` one after the other at `offset`, as one request. Buffers that the device cannot take as they
-    /// are (see [`crate::buffer::is_aligned`]) are copied: correct, but slower.
+    /// Writes `bufs` one after the other at `offset`, as one request. Buffers that the device
+    /// cannot take as they are (see [`crate::buffer::is_aligned`]) are copied: correct, but slower.
     fn write(&self, offset: u64, bufs: Vec<Bytes>) -> BoxFuture<'_, io::Result<()>>;
 
     /// Makes what had completed before permanent.
     fn flush(&self) -> BoxFuture<'_, io::Result<()>>;
 
-    /// Tells that the range is not needed: files get a hole, devices that cannot discard ignore it. What a later
-    /// read returns is unspecified on block devices, zeros on files and simulated disks.
+    /// Tells that the range is not needed: files get a hole; a device or filesystem that cannot
+    /// discard ignores it. What a later read returns is therefore unspecified (zeros on simulated
+    /// disks and where holes are possible).
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>>;
 
     /// Makes the range read as zeros.
     fn write_zeroes(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>>;
 
-    /// What is allocated in a range: covers it exactly, in order, neighbours differ. All data where unknown.
+    /// What is allocated in a range, in order, from its start on: at most [`MAX_EXTENTS`] extents,
+    /// so that they may end before the range does (then ask for the rest). All data where unknown.
     fn extents(&self, _offset: u64, len: u64) -> BoxFuture<'_, io::Result<Vec<Extent>>> {
         let all = if len == 0 { Vec::new() } else { vec![Extent { len, hole: false }] };
         Box::pin(async { Ok(all) })
@@ -116,7 +123,8 @@ impl fmt::Display for Operation {
     }
 }
 
-/// The context that every [`io::Error`] of a device carries; found by `error.get_ref()` and downcast, or printed.
+/// The context that every [`io::Error`] of a device carries; found by `error.get_ref()` and
+/// downcast, or printed.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} of {path} failed at offset {offset}, {len} bytes: {cause}")]
 pub struct IoContext {
@@ -128,7 +136,8 @@ pub struct IoContext {
     pub offset: u64,
     /// How much, in bytes.
     pub len: u64,
-    /// Why it failed. Part of the message and not a `source`, so that a bare `io::Error` says everything.
+    /// Why it failed. Part of the message and not a `source`, so that a bare `io::Error` says
+    /// everything.
     pub cause: io::Error,
 }
 

@@ -1,7 +1,7 @@
 //! Raw page-aligned memory: the only place that talks to the allocator.
 //!
-//! Invariant: every byte of a `Memory` is initialised from its birth on, so that handing out slices of
-//! recycled memory is safe (its contents are then merely old).
+//! Invariant: every byte of a `Memory` is initialised from its birth on, so that handing out slices
+//! of recycled memory is safe (its contents are then merely old).
 #![expect(unsafe_code, reason = "aligned memory comes from the raw allocator")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -38,7 +38,8 @@ impl Memory {
     }
 
     pub(super) fn as_slice(&self) -> &[u8] {
-        // SAFETY: `start` is valid for `capacity` initialised bytes that we own; `&self` forbids writes.
+        // SAFETY: `start` is valid for `capacity` initialised bytes that we own; `&self` forbids
+        // writes.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.capacity()) }
     }
 

@@ -1,6 +1,7 @@
 //! The process-wide pool: memory of dropped buffers, kept by size class for the next ones.
 //!
-//! Invariant: the pool never retains more than [`POOL_BYTES`]; beyond it memory goes back to the allocator.
+//! Invariant: the pool never retains more than [`POOL_BYTES`]; beyond it memory goes back to the
+//! allocator.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
