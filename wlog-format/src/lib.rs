@@ -4,6 +4,7 @@
 
 pub mod checksum;
 pub mod pack;
+pub mod redo;
 pub mod ring;
 pub mod stream;
 pub mod superblock;

@@ -38,6 +38,12 @@ pub(crate) fn load(entry: &Value) -> Vec<u8> {
     bytes
 }
 
+/// The bytes of the golden file with exactly this id.
+pub(crate) fn load_id(id: &str) -> Vec<u8> {
+    let files = MANIFEST["files"].as_array().unwrap();
+    load(files.iter().find(|f| f["id"] == id).unwrap())
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

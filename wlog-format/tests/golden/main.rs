@@ -8,4 +8,5 @@
 
 mod corrupt;
 mod data;
+mod ldev;
 mod wlog;
