@@ -3,3 +3,7 @@
 
 pub mod marks;
 pub mod plan;
+pub mod budget;
+pub mod device;
+pub mod log;
+pub mod reader;
