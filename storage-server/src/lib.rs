@@ -7,3 +7,5 @@ pub mod budget;
 pub mod device;
 pub mod log;
 pub mod reader;
+pub mod book;
+pub mod state;
