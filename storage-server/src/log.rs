@@ -46,7 +46,8 @@ impl Log {
         let ring = superblock.ring(device.size_bytes()).map_err(damaged)?;
         if superblock.uuid != uuid {
             let found = superblock.uuid;
-            let message = format!("log device {path} holds log {found}, the device role uses {uuid}");
+            let message =
+                format!("log device {path} holds log {found}, the device role uses {uuid}");
             return Err(RoleError::wrong_peer(message).with_file(path));
         }
         Ok(Self { device, ring, salt: superblock.salt, uuid })

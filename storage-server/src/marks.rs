@@ -105,8 +105,7 @@ impl Marks {
     /// The bookkeeping right after a log reset: nothing shipped, the history starts with `gid`.
     #[must_use]
     pub fn after_reset(gid: Gid, now_s: u64) -> Self {
-        let done =
-            Mark { lsid: Lsid(0), gid, mergeable: false, timestamp_s: now_s, piece: Pb(0) };
+        let done = Mark { lsid: Lsid(0), gid, mergeable: false, timestamp_s: now_s, piece: Pb(0) };
         Self { done, queue: VecDeque::new() }
     }
 

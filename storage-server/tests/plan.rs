@@ -134,9 +134,13 @@ fn records_out_of_order_are_noticed() {
 #[derive(Clone, Debug)]
 enum Step {
     Write(u64),
-    Snapshot { explicit: bool },
+    Snapshot {
+        explicit: bool,
+    },
     /// An attempt whose acknowledgement arrives, or is lost.
-    Ship { acknowledged: bool },
+    Ship {
+        acknowledged: bool,
+    },
     Configure(u64),
 }
 
