@@ -1,6 +1,29 @@
-//! wdiff-format: see ARCHITECTURE.md.
+//! wdiff files, what is done with them, and the algebra of the diffs that they are
+//! (`formats.md` §6 and §7, `semantics.md` §2).
+//!
+//! ```text
+//!  wlog packs --convert--> sorted / indexed file --+
+//!                                                  +--merge--> one sorted stream --+--> sorted file
+//!  sorted files, indexed files --------------------+                               +--> redo onto an image
+//!                                                                                  +--> virtual image
+//! ```
+//!
+//! Invariants: the records of a diff ascend and are disjoint, newer data wins; nothing that was
+//! read is handed on before its checksum was verified; memory is bounded by constants and by what
+//! a record may hold, never by a length that a file claims.
 #![forbid(unsafe_code)]
 
+pub mod codec;
+pub mod compression;
 pub mod diff_set;
+pub mod error;
 pub mod gid;
+pub mod header;
+pub mod indexed_reader;
+pub mod io_at;
+mod layout;
 pub mod name;
+pub mod open;
+pub mod record;
+pub mod sorted_reader;
+pub mod sorted_writer;

@@ -1,0 +1,263 @@
+//! Compressing and decompressing one piece of data (`formats.md` §6.2).
+//!
+//! A [`Codec`] keeps the contexts of the compressors between calls: making them anew for each
+//! record costs more than small records themselves. What it writes depends on the input and the
+//! [`Compression`] alone, never on what it did before. Reading trusts nothing: the output is never
+//! larger than the caller has checked the record to be, and must be exactly that large.
+
+use bytes::Bytes;
+use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status as ZlibStatus};
+use liblzma::stream::{Action, Check, Status as XzStatus, Stream};
+use lz4_flex::block::{self as lz4, CompressTable};
+use wlog_format::checksum::checksum;
+use wlog_format::units::Salt;
+
+use crate::compression::{Compression, CompressionKind};
+
+/// Memory that an .xz decoder may take. Preset 9, which the original can write, needs 65 MiB.
+const XZ_MEMORY_LIMIT_BYTES: u64 = 80 << 20;
+
+/// Data as it lies in a file: compressed, with the checksum of the compressed bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// How `bytes` are encoded.
+    pub kind: CompressionKind,
+    /// The encoded bytes.
+    pub bytes: Bytes,
+    /// Checksum of `bytes`, salt 0 (`formats.md` §2.1).
+    pub checksum: u32,
+}
+
+/// A codec failed on one piece of data.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// The compressor failed; it must not on any input.
+    #[error("{kind} cannot compress {raw_bytes} bytes: {reason}")]
+    Compress {
+        /// The codec.
+        kind: CompressionKind,
+        /// Size of the input.
+        raw_bytes: usize,
+        /// What the codec says.
+        reason: String,
+    },
+    /// The bytes are no encoding of `raw_bytes` bytes of data.
+    #[error("the data is no {kind} encoding of {raw_bytes} bytes: {reason}")]
+    Decompress {
+        /// The codec that the record names.
+        kind: CompressionKind,
+        /// The size that the record claims.
+        raw_bytes: usize,
+        /// What the codec says.
+        reason: String,
+    },
+}
+
+/// One thread's compressor and decompressors.
+pub struct Codec {
+    compression: Compression,
+    scratch: Vec<u8>,
+    snappy: snap::raw::Encoder,
+    unsnappy: snap::raw::Decoder,
+    lz4_table: Option<CompressTable>,
+    zlib: Option<Compress>,
+    unzlib: Option<Decompress>,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+    unzstd: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+impl std::fmt::Debug for Codec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Codec").field("compression", &self.compression).finish_non_exhaustive()
+    }
+}
+
+impl Codec {
+    /// A codec that compresses in this way, and decompresses everything.
+    #[must_use]
+    pub fn new(compression: Compression) -> Self {
+        Self {
+            compression,
+            scratch: Vec::new(),
+            snappy: snap::raw::Encoder::new(),
+            unsnappy: snap::raw::Decoder::new(),
+            lz4_table: None,
+            zlib: None,
+            unzlib: None,
+            zstd: None,
+            unzstd: None,
+        }
+    }
+
+    /// What it compresses to.
+    #[must_use]
+    pub const fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// Compresses `raw`. The result is of kind `None`, and shares `raw`, unless compression makes
+    /// it strictly smaller.
+    ///
+    /// # Errors
+    /// The compressor failed; the input is never the cause.
+    pub fn compress(&mut self, raw: &Bytes) -> Result<Stored, CodecError> {
+        let kind = self.compression.kind();
+        let failed = |reason: String| CodecError::Compress { kind, raw_bytes: raw.len(), reason };
+        let compressed_len = self.compress_to_scratch(raw).map_err(failed)?;
+        let smaller = compressed_len.filter(|&len| len < raw.len());
+        let (kind, bytes) = match smaller.and_then(|len| self.scratch.get(..len)) {
+            Some(compressed) => (kind, Bytes::copy_from_slice(compressed)),
+            None => (CompressionKind::None, raw.clone()),
+        };
+        let checksum = checksum(&bytes, Salt(0));
+        Ok(Stored { kind, bytes, checksum })
+    }
+
+    /// Leaves the compressed data in `scratch` and says how long it is; `None` when it would not
+    /// be smaller.
+    fn compress_to_scratch(&mut self, raw: &[u8]) -> Result<Option<usize>, String> {
+        match self.compression.kind() {
+            CompressionKind::None => Ok(None),
+            CompressionKind::Gzip => self.gzip(raw),
+            CompressionKind::Snappy => {
+                let scratch = grow(&mut self.scratch, snap::raw::max_compress_len(raw.len()));
+                self.snappy.compress(raw, scratch).map(Some).map_err(text)
+            }
+            CompressionKind::Lzma => self.xz(raw),
+            CompressionKind::Lz4 => {
+                let scratch = grow(&mut self.scratch, lz4::get_maximum_output_size(raw.len()));
+                let table = self.lz4_table.get_or_insert_with(CompressTable::large);
+                lz4::compress_into_with_table(raw, scratch, table).map(Some).map_err(text)
+            }
+            CompressionKind::Zstd => {
+                let scratch = grow(&mut self.scratch, zstd::zstd_safe::compress_bound(raw.len()));
+                let zstd = match &mut self.zstd {
+                    Some(zstd) => zstd,
+                    none => {
+                        let level = self.compression.effective_level();
+                        none.insert(zstd::bulk::Compressor::new(level).map_err(text)?)
+                    }
+                };
+                zstd.compress_to_buffer(raw, scratch).map(Some).map_err(text)
+            }
+        }
+    }
+
+    fn gzip(&mut self, raw: &[u8]) -> Result<Option<usize>, String> {
+        let scratch = grow(&mut self.scratch, raw.len());
+        let level = self.compression.effective_level().unsigned_abs();
+        let zlib =
+            self.zlib.get_or_insert_with(|| Compress::new(flate2::Compression::new(level), true));
+        zlib.reset();
+        match zlib.compress(raw, scratch, FlushCompress::Finish).map_err(text)? {
+            ZlibStatus::StreamEnd => usize::try_from(zlib.total_out()).map(Some).map_err(text),
+            // The room was as large as the input and did not suffice.
+            ZlibStatus::Ok | ZlibStatus::BufError => Ok(None),
+        }
+    }
+
+    fn xz(&mut self, raw: &[u8]) -> Result<Option<usize>, String> {
+        let scratch = grow(&mut self.scratch, raw.len());
+        let preset = self.compression.effective_level().unsigned_abs();
+        let mut xz = Stream::new_easy_encoder(preset, Check::Crc64).map_err(text)?;
+        match xz.process(raw, scratch, Action::Finish).map_err(text)? {
+            XzStatus::StreamEnd => usize::try_from(xz.total_out()).map(Some).map_err(text),
+            XzStatus::Ok | XzStatus::GetCheck | XzStatus::MemNeeded => Ok(None),
+        }
+    }
+
+    /// Decompresses `stored`, which must give exactly `raw_bytes` bytes. The caller has checked
+    /// `raw_bytes` against the format's limits: that much memory is taken before anything is known.
+    ///
+    /// # Errors
+    /// `stored` is not such an encoding.
+    pub fn decompress(
+        &mut self,
+        kind: CompressionKind,
+        stored: &Bytes,
+        raw_bytes: usize,
+    ) -> Result<Bytes, CodecError> {
+        let failed = |reason: String| CodecError::Decompress { kind, raw_bytes, reason };
+        let raw = match kind {
+            CompressionKind::None => stored.clone(),
+            CompressionKind::Gzip => self.ungzip(stored, raw_bytes).map_err(failed)?,
+            CompressionKind::Snappy => {
+                let mut raw = vec![0; raw_bytes];
+                let len = self.unsnappy.decompress(stored, &mut raw).map_err(text);
+                shortened(raw, len.map_err(failed)?)
+            }
+            CompressionKind::Lzma => unxz(stored, raw_bytes).map_err(failed)?,
+            CompressionKind::Lz4 => {
+                let mut raw = vec![0; raw_bytes];
+                let len = lz4::decompress_into(stored, &mut raw).map_err(text);
+                shortened(raw, len.map_err(failed)?)
+            }
+            CompressionKind::Zstd => self.unzstd(stored, raw_bytes).map_err(failed)?,
+        };
+        if raw.len() == raw_bytes {
+            Ok(raw)
+        } else {
+            Err(failed(format!("it gives {} bytes", raw.len())))
+        }
+    }
+
+    fn ungzip(&mut self, stored: &[u8], raw_bytes: usize) -> Result<Bytes, String> {
+        // One byte more than wanted, so that a longer stream shows.
+        let mut raw = Vec::with_capacity(raw_bytes + 1);
+        let unzlib = self.unzlib.get_or_insert_with(|| Decompress::new(true));
+        unzlib.reset(true);
+        let status = unzlib.decompress_vec(stored, &mut raw, FlushDecompress::Finish);
+        match status.map_err(text)? {
+            ZlibStatus::StreamEnd => whole_input(unzlib.total_in(), stored)?,
+            ZlibStatus::Ok | ZlibStatus::BufError => return Err("the stream has no end".into()),
+        }
+        Ok(Bytes::from(raw))
+    }
+
+    fn unzstd(&mut self, stored: &[u8], raw_bytes: usize) -> Result<Bytes, String> {
+        let unzstd = match &mut self.unzstd {
+            Some(unzstd) => unzstd,
+            none => none.insert(zstd::bulk::Decompressor::new().map_err(text)?),
+        };
+        let mut raw = Vec::with_capacity(raw_bytes);
+        unzstd.decompress_to_buffer(stored, &mut raw).map_err(text)?;
+        Ok(Bytes::from(raw))
+    }
+}
+
+fn unxz(stored: &[u8], raw_bytes: usize) -> Result<Bytes, String> {
+    let mut raw = Vec::with_capacity(raw_bytes + 1);
+    let mut unxz = Stream::new_stream_decoder(XZ_MEMORY_LIMIT_BYTES, 0).map_err(text)?;
+    match unxz.process_vec(stored, &mut raw, Action::Finish).map_err(text)? {
+        XzStatus::StreamEnd => whole_input(unxz.total_in(), stored)?,
+        XzStatus::Ok | XzStatus::GetCheck | XzStatus::MemNeeded => {
+            return Err("the stream has no end".into());
+        }
+    }
+    Ok(Bytes::from(raw))
+}
+
+fn whole_input(consumed: u64, stored: &[u8]) -> Result<(), String> {
+    if consumed == stored.len() as u64 {
+        Ok(())
+    } else {
+        Err(format!("it ends after {consumed} of {} bytes", stored.len()))
+    }
+}
+
+fn shortened(mut raw: Vec<u8>, len: usize) -> Bytes {
+    raw.truncate(len);
+    Bytes::from(raw)
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+/// A buffer of `len` bytes whose old content does not matter.
+fn grow(scratch: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if scratch.len() < len {
+        scratch.resize(len, 0);
+    }
+    scratch.split_at_mut(len).0
+}

@@ -1,0 +1,101 @@
+//! Reading and writing at a position: what an indexed file needs, and an image that is changed.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// Something that can be read anywhere.
+pub trait ReadAt {
+    /// Fills `buf` from byte `offset` on.
+    ///
+    /// # Errors
+    /// What the operating system says; `UnexpectedEof` behind the end.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Bytes that can be read.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn size_bytes(&self) -> io::Result<u64>;
+}
+
+/// Something that can be written anywhere inside its size, such as the image of a volume.
+pub trait WriteAt {
+    /// Writes all of `data` at byte `offset`.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn write_all_at(&mut self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes `len` bytes from `offset` on read as zeros.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn write_zeros_at(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let end = offset.saturating_add(len);
+        let mut at = offset;
+        while at < end {
+            let chunk = ZEROS.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            self.write_all_at(ZEROS.split_at(chunk).0, at)?;
+            at += chunk as u64;
+        }
+        Ok(())
+    }
+}
+
+impl ReadAt for File {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buf, offset)
+    }
+
+    /// The length of a regular file, the size of a block device.
+    fn size_bytes(&self) -> io::Result<u64> {
+        use std::io::Seek;
+        // `metadata` says 0 for a block device; a second handle keeps our position out of this.
+        self.try_clone()?.seek(io::SeekFrom::End(0))
+    }
+}
+
+impl WriteAt for File {
+    fn write_all_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, data, offset)
+    }
+}
+
+impl ReadAt for Bytes {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let to = from.saturating_add(buf.len());
+        let found = self.get(from..to).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(found);
+        Ok(())
+    }
+
+    fn size_bytes(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+}
+
+impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_exact_at(buf, offset)
+    }
+
+    fn size_bytes(&self) -> io::Result<u64> {
+        (**self).size_bytes()
+    }
+}
+
+impl<T: WriteAt + ?Sized> WriteAt for &mut T {
+    fn write_all_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        (**self).write_all_at(data, offset)
+    }
+
+    fn write_zeros_at(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).write_zeros_at(offset, len)
+    }
+}

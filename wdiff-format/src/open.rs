@@ -1,0 +1,76 @@
+//! Opening a wdiff of either kind.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Place, Problem, WdiffError};
+use crate::header::{FileHeader, FileType};
+use crate::indexed_reader::IndexedReader;
+use crate::record::DiffRecord;
+use crate::sorted_reader::{SortedReader, short};
+
+/// Records of one diff, ascending and disjoint.
+pub type Records = Box<dyn Iterator<Item = Result<DiffRecord, WdiffError>> + Send>;
+
+/// An open wdiff: an iterator over its records.
+#[derive(Debug)]
+pub enum WdiffReader {
+    /// A sorted file.
+    Sorted(SortedReader<File>),
+    /// An indexed file.
+    Indexed(IndexedReader<File>),
+}
+
+impl WdiffReader {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no wdiff.
+    pub fn open(path: &Path) -> Result<Self, WdiffError> {
+        let file: Arc<str> = path.display().to_string().into();
+        let place = Place { file: file.clone(), offset: 0 };
+        let input = File::open(path).map_err(|e| place.fails(Problem::Io(e)))?;
+        Self::from_file(input, file)
+    }
+
+    /// Reads a file that is open already, from its start. `name` is what errors call it.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no wdiff.
+    pub fn from_file(mut input: File, name: impl Into<Arc<str>>) -> Result<Self, WdiffError> {
+        let file = name.into();
+        let place = Place { file: file.clone(), offset: 0 };
+        let io = |e: io::Error| place.clone().fails(Problem::Io(e));
+        input.rewind().map_err(io)?;
+        let mut bytes = [0; FileHeader::BYTES];
+        input.read_exact(&mut bytes).map_err(|e| short(&place, e, "the file header is cut"))?;
+        let header =
+            FileHeader::decode(&bytes).map_err(|e| place.clone().damaged(e.to_string()))?;
+        match header.file_type {
+            FileType::Sorted => Ok(Self::Sorted(SortedReader::after_header(input, file, header))),
+            FileType::Indexed => Ok(Self::Indexed(IndexedReader::new(input, file)?)),
+        }
+    }
+
+    /// The file header.
+    #[must_use]
+    pub const fn header(&self) -> FileHeader {
+        match self {
+            Self::Sorted(reader) => reader.header(),
+            Self::Indexed(reader) => reader.header(),
+        }
+    }
+}
+
+impl Iterator for WdiffReader {
+    type Item = Result<DiffRecord, WdiffError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Sorted(reader) => reader.next(),
+            Self::Indexed(reader) => reader.next(),
+        }
+    }
+}
