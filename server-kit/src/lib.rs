@@ -5,20 +5,27 @@
 //! | [`durable`] | small files and directories that survive a crash at any instant |
 //! | [`state_machine`] | the state of a volume, changed by transactions |
 //! | [`error`] | one error type, equal on both sides of the wire |
+//! | [`net`], [`chunks`] | listening, connecting, byte streams over gRPC |
+//! | [`operations`], [`host`] | long jobs, and the service that every role has |
 //! | [`retry`], [`blocking`], [`clock`] | back-off, blocking work, the wall clock |
-//! | [`shutdown`], [`telemetry`] | the life of a process |
-//! | [`units`] | sizes and durations as people type them |
-//! | [`volume_name`] | names that are safe in paths |
+//! | [`role`], [`shutdown`], [`telemetry`], [`config`] | the life of a process |
+//! | [`volume_name`], [`units`] | names that are safe in paths; sizes and times as typed |
 //!
 //! Invariants: nobody but [`durable`] renames files; nothing here knows a role; nothing waits by
 //! polling; time that matters is `tokio::time`.
 #![forbid(unsafe_code)]
 
 pub mod blocking;
+pub mod chunks;
 pub mod clock;
+pub mod config;
 pub mod durable;
 pub mod error;
+pub mod host;
+pub mod net;
+pub mod operations;
 pub mod retry;
+pub mod role;
 pub mod shutdown;
 pub mod state_machine;
 pub mod telemetry;
