@@ -27,7 +27,6 @@ pub mod nbd;
 mod probe;
 mod request;
 mod sys;
-mod uring;
 mod workers;
 
 pub use backend::Engine;

@@ -1,4 +1,9 @@
-//! The `walbc` program.
+//! The `walbc` program: see the `controller` library.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    ExitCode::from(controller::cli::main().await.code())
+}

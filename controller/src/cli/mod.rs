@@ -1,0 +1,43 @@
+//! The command line `walbc`: arguments, tables, JSON, progress, exit codes. No decisions.
+
+pub mod args;
+pub mod output;
+mod progress;
+mod verbs;
+
+use clap::Parser;
+
+use crate::client::Controller;
+use crate::error::Exit;
+use crate::group::Group;
+use args::{Cli, Verb};
+
+/// Runs one command line; errors go to stderr.
+pub async fn main() -> Exit {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done };
+        }
+    };
+    if let Verb::Completions { shell } = &cli.verb {
+        let mut command = <Cli as clap::CommandFactory>::command();
+        clap_complete::generate(*shell, &mut command, "walbc", &mut std::io::stdout());
+        return Exit::Done;
+    }
+    let result = match Group::load(&cli.config) {
+        Ok(group) => verbs::run(&Controller::new(group), &cli.verb, cli.json).await,
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok((report, exit)) => {
+            report.print(cli.json);
+            exit
+        }
+        Err(error) => {
+            eprintln!("walbc: {error}");
+            error.exit()
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Progress of a long operation on stderr, with rate and time left, where that is a terminal.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use proto::v1;
+
+/// A bar that follows the reports of one operation.
+#[derive(Debug)]
+pub(super) struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    /// Draws only on a terminal, and never between lines of JSON.
+    #[must_use]
+    pub(super) fn new(quiet: bool) -> Self {
+        let draw = !quiet && std::io::stderr().is_terminal();
+        let target = if draw { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        let template = "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} \
+                        {binary_bytes_per_sec}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self { bar }
+    }
+
+    /// Takes in a report.
+    pub(super) fn show(&self, operation: &v1::Operation) {
+        if operation.total_bytes > 0 {
+            self.bar.set_length(operation.total_bytes);
+        }
+        self.bar.set_message(format!("{} {}", operation.kind, operation.volume));
+        self.bar.set_position(operation.done_bytes);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,262 @@
+//! From a verb to the operation and its report.
+
+use proto::v1;
+
+use super::args::{InfoChange, InfoEntry, Verb};
+use super::output::{self, Report};
+use super::progress::Progress;
+use crate::client::Controller;
+use crate::error::{ControlError, Exit};
+use crate::group::ServerRole;
+use crate::ops::{archive, backup, look, recover, run as running, setup, sync};
+
+type Answer = Result<(Report, Exit), ControlError>;
+
+fn done(report: Report) -> Answer {
+    Ok((report, Exit::Done))
+}
+
+/// "true" with exit 0, "false" with exit 3.
+fn yes_no(key: &str, yes: bool) -> Answer {
+    Ok((Report::value(key, yes), if yes { Exit::Done } else { Exit::No }))
+}
+
+/// Runs a verb.
+pub(super) async fn run(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
+    match verb {
+        Verb::Status { .. }
+        | Verb::State(_)
+        | Verb::GetAlive
+        | Verb::ListVolumes { .. }
+        | Verb::IsOverflow(_)
+        | Verb::IsWdiffSendError { .. }
+        | Verb::IsSynchronizing(_)
+        | Verb::LogUsage { .. }
+        | Verb::Lag { .. }
+        | Verb::Progress(_) => look_verb(ctl, verb).await,
+        Verb::InitStorage { .. }
+        | Verb::Clear(_)
+        | Verb::Reset(_)
+        | Verb::Start(_)
+        | Verb::Stop { .. }
+        | Verb::GoStandby(_) => setup_verb(ctl, verb).await,
+        Verb::FullBackup { .. } | Verb::Snapshot { .. } => backup_verb(ctl, verb, json).await,
+        Verb::Restorable { .. }
+        | Verb::Restore { .. }
+        | Verb::Restored(_)
+        | Verb::DelRestored { .. }
+        | Verb::Diffs(_)
+        | Verb::Apply { .. } => archive_verb(ctl, verb, json).await,
+        Verb::StartSynchronizing(_)
+        | Verb::StopSynchronizing(_)
+        | Verb::ArchiveInfo { .. }
+        | Verb::CopyArchiveInfo { .. }
+        | Verb::KickAll { .. }
+        | Verb::Kick { .. } => sync_verb(ctl, verb).await,
+        Verb::Shutdown { .. } | Verb::Operations | Verb::Wait { .. } | Verb::Cancel { .. } => {
+            run_verb(ctl, verb, json).await
+        }
+        Verb::Completions { .. } => done(Report::done()),
+    }
+}
+
+async fn look_verb(ctl: &Controller, verb: &Verb) -> Answer {
+    match verb {
+        Verb::Status { volume } => {
+            let status = look::status(ctl, volume.as_deref()).await;
+            Ok((output::status(&status), status.exit()))
+        }
+        Verb::Lag { volume } => {
+            let status = look::status(ctl, volume.as_deref()).await;
+            let reached = status.unreachable.is_empty();
+            let exit = if reached { Exit::Done } else { Exit::Unreachable };
+            Ok((output::lag(&status), exit))
+        }
+        Verb::State(t) => {
+            let state = setup::state(ctl, &t.server, &t.volume).await?;
+            done(Report::value("state", state))
+        }
+        Verb::GetAlive => {
+            let servers = look::alive(ctl).await;
+            let all = servers.iter().all(|s| s.problem.is_none());
+            Ok((output::alive(&servers), if all { Exit::Done } else { Exit::Unreachable }))
+        }
+        Verb::ListVolumes { server } => {
+            done(Report::lines("volumes", &look::volumes(ctl, server).await?))
+        }
+        Verb::IsOverflow(t) => {
+            yes_no("overflow", look::is_overflow(ctl, &t.server, &t.volume).await?)
+        }
+        Verb::IsWdiffSendError { proxy, volume, archive } => {
+            let error = look::is_wdiff_send_error(ctl, proxy, volume, archive).await?;
+            yes_no("send_error", error)
+        }
+        Verb::IsSynchronizing(t) => {
+            yes_no("synchronizing", sync::is_synchronizing(ctl, &t.server, &t.volume).await?)
+        }
+        Verb::LogUsage { server, volume } => {
+            done(output::log_usage(&look::log_usage(ctl, server, volume.as_deref()).await?))
+        }
+        Verb::Progress(t) => {
+            let running = look::progress(ctl, &t.server, &t.volume).await?;
+            let rows: Vec<_> = running.into_iter().map(|op| (t.server.clone(), op)).collect();
+            done(output::operations(&rows))
+        }
+        _ => done(Report::done()),
+    }
+}
+
+async fn setup_verb(ctl: &Controller, verb: &Verb) -> Answer {
+    match verb {
+        Verb::InitStorage { target: t, device } => {
+            setup::init_storage(ctl, &t.server, &t.volume, device).await?;
+        }
+        Verb::Clear(t) => setup::clear(ctl, &t.server, &t.volume).await?,
+        Verb::Reset(t) => setup::reset(ctl, &t.server, &t.volume).await?,
+        Verb::Start(t) => setup::start(ctl, &t.server, &t.volume).await?,
+        Verb::Stop { target: t, mode } => {
+            setup::stop(ctl, &t.server, &t.volume, (*mode).into()).await?;
+        }
+        Verb::GoStandby(t) => setup::go_standby(ctl, &t.server, &t.volume).await?,
+        _ => {}
+    }
+    done(Report::done())
+}
+
+async fn backup_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
+    match verb {
+        Verb::FullBackup { target: t, bulk } => {
+            let progress = Progress::new(json);
+            let options = backup::FullBackupOptions { bulk_bytes: bulk.unwrap_or_default() };
+            let seen = &mut |op: &v1::Operation| progress.show(op);
+            let gid = backup::full_backup(ctl, &t.server, &t.volume, options, seen).await?;
+            done(Report::value("gid", gid))
+        }
+        Verb::Snapshot { target: t, wait } => {
+            for archive in wait {
+                ctl.group().server_of(archive, ServerRole::Archive)?;
+            }
+            let taken = backup::snapshot(ctl, &t.server, &t.volume).await?;
+            for archive in wait {
+                backup::wait_restorable(ctl, archive, &t.volume, taken.gid).await?;
+            }
+            let json = serde_json::json!({
+                "gid": taken.gid, "lsid": taken.lsid, "timestamp_s": taken.timestamp_s,
+            });
+            done(Report { text: taken.gid.to_string(), json })
+        }
+        _ => done(Report::done()),
+    }
+}
+
+async fn archive_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
+    match verb {
+        Verb::Restorable { target: t, all } => {
+            done(output::restorable(&archive::restorable(ctl, &t.server, &t.volume, *all).await?))
+        }
+        Verb::Restore { target: t, point, to, dry_run: true } => {
+            let (point, to) = (point.point(), to.clone());
+            let plan = archive::plan_restore(ctl, &t.server, &t.volume, point, to).await?;
+            done(output::plan(&plan, true))
+        }
+        Verb::Restore { target: t, point, to, dry_run: false } => {
+            let progress = Progress::new(json);
+            let seen = &mut |op: &v1::Operation| progress.show(op);
+            let (point, to) = (point.point(), to.clone());
+            let plan = archive::restore(ctl, &t.server, &t.volume, point, to, seen).await?;
+            done(output::plan(&plan, false))
+        }
+        Verb::Restored(t) => {
+            done(output::restored(&archive::restored(ctl, &t.server, &t.volume).await?))
+        }
+        Verb::DelRestored { target: t, gid } => {
+            archive::delete_restored(ctl, &t.server, &t.volume, *gid).await?;
+            done(Report::done())
+        }
+        Verb::Diffs(t) => done(output::diffs(&archive::diffs(ctl, &t.server, &t.volume).await?)),
+        Verb::Apply { target: t, gid } => {
+            let progress = Progress::new(json);
+            let seen = &mut |op: &v1::Operation| progress.show(op);
+            archive::apply(ctl, &t.server, &t.volume, *gid, seen).await?;
+            done(Report::done())
+        }
+        _ => done(Report::done()),
+    }
+}
+
+fn info_of(ctl: &Controller, entry: &InfoEntry) -> Result<v1::ArchiveInfo, ControlError> {
+    let server = ctl.group().server_of(&entry.archive, ServerRole::Archive)?;
+    Ok(v1::ArchiveInfo {
+        name: server.name.clone(),
+        address: server.address.to_string(),
+        compression: entry.compression.clone(),
+        send_delay_ms: u64::try_from(entry.send_delay.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+async fn sync_verb(ctl: &Controller, verb: &Verb) -> Answer {
+    match verb {
+        Verb::StartSynchronizing(t) => {
+            sync::start_synchronizing(ctl, &t.server, &t.volume).await?;
+            done(Report::done())
+        }
+        Verb::StopSynchronizing(t) => {
+            sync::stop_synchronizing(ctl, &t.server, &t.volume).await?;
+            done(Report::done())
+        }
+        Verb::ArchiveInfo { target: t, change } => {
+            match change {
+                Some(InfoChange::Add(entry) | InfoChange::Update(entry)) => {
+                    let info = info_of(ctl, entry)?;
+                    sync::put_archive_info(ctl, &t.server, &t.volume, &info).await?;
+                }
+                Some(InfoChange::Delete { archive }) => {
+                    sync::delete_archive_info(ctl, &t.server, &t.volume, archive).await?;
+                }
+                None => {}
+            }
+            done(output::archive_infos(&sync::archive_infos(ctl, &t.server, &t.volume).await?))
+        }
+        Verb::CopyArchiveInfo { target: t, to } => {
+            let copied = sync::copy_archive_info(ctl, &t.server, &t.volume, to).await?;
+            done(Report::value("copied", copied))
+        }
+        Verb::KickAll { storages } => {
+            let kicked = recover::kick_all(ctl, storages).await?;
+            let lines = kicked
+                .iter()
+                .flat_map(|s| s.kicked.iter().map(|what| format!("{} {what}", s.server)));
+            let text = lines.collect::<Vec<_>>().join("\n");
+            done(Report { text, json: serde_json::json!({ "kicked": kicked }) })
+        }
+        Verb::Kick { target: t, archive } => {
+            let kicked = recover::kick_proxy(ctl, &t.server, &t.volume, archive).await?;
+            done(Report::lines("kicked", &kicked))
+        }
+        _ => done(Report::done()),
+    }
+}
+
+async fn run_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
+    match verb {
+        Verb::Shutdown { server, mode } => {
+            running::shutdown(ctl, server, (*mode).into()).await?;
+            done(Report::done())
+        }
+        Verb::Operations => {
+            let list = running::operations(ctl).await?;
+            let rows: Vec<_> = list.into_iter().map(|e| (e.server, e.operation)).collect();
+            done(output::operations(&rows))
+        }
+        Verb::Wait { id } => {
+            let progress = Progress::new(json);
+            let ended = running::wait(ctl, id, &mut |op| progress.show(op)).await?;
+            done(output::operations(&[(String::new(), ended)]))
+        }
+        Verb::Cancel { id } => {
+            let operation = running::cancel(ctl, id).await?;
+            done(output::operations(&[(String::new(), operation)]))
+        }
+        _ => done(Report::done()),
+    }
+}

@@ -1,0 +1,305 @@
+//! Looking at the whole group: liveness, one picture of all volumes, single questions.
+
+use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use proto::v1;
+use serde::Serialize;
+
+use super::{run, sync};
+use crate::client::{At, Controller, volume_ref};
+use crate::error::{ControlError, Exit};
+use crate::group::{Server, ServerRole};
+
+/// Whether a server of the group answers, and who it is.
+#[derive(Debug, Serialize)]
+pub struct Alive {
+    /// Its name in the group.
+    pub server: String,
+    /// Its role in the group.
+    pub role: ServerRole,
+    /// Where it should listen.
+    pub address: String,
+    /// It answers.
+    pub alive: bool,
+    /// Its version, when it answers.
+    pub version: Option<String>,
+    /// What is wrong: no answer, or another server at that address.
+    pub problem: Option<String>,
+}
+
+fn expected(role: ServerRole) -> v1::Role {
+    match role {
+        ServerRole::Storage => v1::Role::Storage,
+        ServerRole::Proxy => v1::Role::Proxy,
+        ServerRole::Archive => v1::Role::Archive,
+    }
+}
+
+/// Asks every server of the group who it is.
+pub async fn alive(ctl: &Controller) -> Vec<Alive> {
+    let ask = async |server: &Server| {
+        let answer = run::info(ctl, server).await;
+        let problem = match &answer {
+            Ok(info) if info.role() != expected(server.role) || info.id != server.name => {
+                Some(format!("{} {:?} answers at this address", info.role().as_str_name(), info.id))
+            }
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        Alive {
+            server: server.name.clone(),
+            role: server.role,
+            address: server.address.to_string(),
+            alive: answer.is_ok(),
+            version: answer.ok().map(|info| info.version),
+            problem,
+        }
+    };
+    futures::future::join_all(ctl.group().servers().iter().map(ask)).await
+}
+
+/// What one server says of one volume.
+#[derive(Debug)]
+pub enum View {
+    /// A storage server.
+    Storage(Box<v1::StorageVolume>),
+    /// A proxy.
+    Proxy(Box<v1::ProxyVolume>),
+    /// An archive.
+    Archive(Box<v1::ArchiveVolume>),
+}
+
+/// A volume as all servers see it.
+#[derive(Debug)]
+pub struct VolumeStatus {
+    /// The volume.
+    pub volume: String,
+    /// Seconds since the newest point that some archive can restore; `None`: there is none.
+    pub restorable_age_s: Option<u64>,
+    /// Each server that knows the volume, in the order of the group.
+    pub views: Vec<(String, View)>,
+}
+
+/// The whole group.
+#[derive(Debug)]
+pub struct Status {
+    /// All volumes, by name.
+    pub volumes: Vec<VolumeStatus>,
+    /// Servers that do not answer.
+    pub unreachable: Vec<ControlError>,
+}
+
+impl Status {
+    /// Done when all is well; else what is worst.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        if !self.unreachable.is_empty() {
+            return Exit::Unreachable;
+        }
+        let ill =
+            self.volumes.iter().flat_map(|v| &v.views).any(|(_, view)| view.error().is_some());
+        if ill { Exit::Failed } else { Exit::Done }
+    }
+}
+
+impl View {
+    /// What the server finds wrong with the volume.
+    #[must_use]
+    pub fn error(&self) -> Option<String> {
+        let text = match self {
+            Self::Storage(v) => v.error.clone(),
+            Self::Archive(v) => v.error.clone(),
+            Self::Proxy(v) => {
+                let queues = v.queues.iter().filter(|q| !q.error.is_empty());
+                let queues = queues.map(|q| {
+                    let name = q.archive.as_ref().map_or("?", |a| a.name.as_str());
+                    format!("to {name}: {}", q.error)
+                });
+                let own = (!v.error.is_empty()).then(|| v.error.clone());
+                own.into_iter().chain(queues).collect::<Vec<_>>().join("; ")
+            }
+        };
+        (!text.is_empty()).then_some(text)
+    }
+
+    fn volume(&self) -> &str {
+        match self {
+            Self::Storage(v) => &v.volume,
+            Self::Proxy(v) => &v.volume,
+            Self::Archive(v) => &v.volume,
+        }
+    }
+}
+
+/// Everything that one server says of its volumes.
+async fn views(ctl: &Controller, server: &Server) -> Result<Vec<View>, ControlError> {
+    Ok(match server.role {
+        ServerRole::Storage => {
+            let (server, mut client) = ctl.storage(&server.name)?;
+            let list = client.list(v1::Empty {}).await.at(server)?;
+            list.volumes.into_iter().map(|v| View::Storage(Box::new(v))).collect()
+        }
+        ServerRole::Proxy => {
+            let (server, mut client) = ctl.proxy(&server.name)?;
+            let list = client.list(v1::Empty {}).await.at(server)?;
+            list.volumes.into_iter().map(|v| View::Proxy(Box::new(v))).collect()
+        }
+        ServerRole::Archive => {
+            let (server, mut client) = ctl.archive(&server.name)?;
+            let list = client.list(v1::Empty {}).await.at(server)?;
+            list.volumes.into_iter().map(|v| View::Archive(Box::new(v))).collect()
+        }
+    })
+}
+
+/// The names of the volumes that a server knows.
+///
+/// # Errors
+/// Unknown or unreachable server.
+pub async fn volumes(ctl: &Controller, name: &str) -> Result<Vec<String>, ControlError> {
+    let views = views(ctl, ctl.group().server(name)?).await?;
+    Ok(views.iter().map(|view| view.volume().to_owned()).collect())
+}
+
+/// One picture of all servers and volumes, or of one volume.
+pub async fn status(ctl: &Controller, only: Option<&str>) -> Status {
+    let servers = ctl.group().servers();
+    let answers = futures::future::join_all(servers.iter().map(|s| views(ctl, s))).await;
+    let (mut all, mut unreachable) = (Vec::new(), Vec::new());
+    for (server, answer) in servers.iter().zip(answers) {
+        match answer {
+            Ok(views) => all.extend(views.into_iter().map(|view| (server.name.clone(), view))),
+            Err(error) => unreachable.push(error),
+        }
+    }
+    let mut names: BTreeSet<String> = all.iter().map(|(_, v)| v.volume().to_owned()).collect();
+    names.extend(only.map(str::to_owned));
+    names.retain(|name| only.is_none_or(|only| only == name));
+    let volumes = names
+        .into_iter()
+        .map(|volume| {
+            let views: Vec<_> = all.extract_if(.., |(_, view)| view.volume() == volume).collect();
+            VolumeStatus { restorable_age_s: restorable_age(&views), volume, views }
+        })
+        .collect();
+    Status { volumes, unreachable }
+}
+
+/// Unix seconds now.
+#[must_use]
+pub fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+fn restorable_age(views: &[(String, View)]) -> Option<u64> {
+    let newest = views.iter().filter_map(|(_, view)| match view {
+        View::Archive(v) if v.newest_restorable_s > 0 => Some(v.newest_restorable_s),
+        _ => None,
+    });
+    newest.max().map(|newest| now_s().saturating_sub(newest))
+}
+
+/// What a storage server says of a volume; state `Clear` when it does not know it.
+///
+/// # Errors
+/// Unknown or unreachable storage server.
+pub async fn storage_volume(
+    ctl: &Controller,
+    storage: &str,
+    volume: &str,
+) -> Result<v1::StorageVolume, ControlError> {
+    let (server, mut client) = ctl.storage(storage)?;
+    client.get(volume_ref(volume)).await.at(server)
+}
+
+/// What an archive says of a volume; state `Clear` when it does not know it.
+///
+/// # Errors
+/// Unknown or unreachable archive.
+pub async fn archive_volume(
+    ctl: &Controller,
+    archive: &str,
+    volume: &str,
+) -> Result<v1::ArchiveVolume, ControlError> {
+    let (server, mut client) = ctl.archive(archive)?;
+    client.get(volume_ref(volume)).await.at(server)
+}
+
+/// Whether logs of the volume were lost at the storage server.
+///
+/// # Errors
+/// Unknown or unreachable storage server; the volume is not known there.
+pub async fn is_overflow(
+    ctl: &Controller,
+    storage: &str,
+    volume: &str,
+) -> Result<bool, ControlError> {
+    let found = storage_volume(ctl, storage, volume).await?;
+    known(&found.state, volume, storage)?;
+    Ok(found.overflow)
+}
+
+/// Whether a proxy has given up sending a volume to an archive.
+///
+/// # Errors
+/// Unknown or unreachable proxy; the archive is not on its list for that volume.
+pub async fn is_wdiff_send_error(
+    ctl: &Controller,
+    proxy: &str,
+    volume: &str,
+    archive: &str,
+) -> Result<bool, ControlError> {
+    let found = sync::proxy_volume(ctl, proxy, volume).await?;
+    known(&found.state, volume, proxy)?;
+    let queue = found.queues.iter().find(|q| q.archive.as_ref().is_some_and(|a| a.name == archive));
+    queue.map(|queue| queue.send_error).ok_or_else(|| ControlError::Precondition {
+        message: format!("{archive} is not on the list of {proxy} for {volume}"),
+        next_step: format!("`walbc archive-info {proxy} {volume}` shows the list"),
+    })
+}
+
+/// The log usage of one volume, or of all volumes of a storage server.
+///
+/// # Errors
+/// Unknown or unreachable storage server; the volume is not known there.
+pub async fn log_usage(
+    ctl: &Controller,
+    storage: &str,
+    volume: Option<&str>,
+) -> Result<Vec<v1::StorageVolume>, ControlError> {
+    let Some(volume) = volume else {
+        let (server, mut client) = ctl.storage(storage)?;
+        return Ok(client.list(v1::Empty {}).await.at(server)?.volumes);
+    };
+    let found = storage_volume(ctl, storage, volume).await?;
+    known(&found.state, volume, storage)?;
+    Ok(vec![found])
+}
+
+/// The operations that an archive runs on a volume now.
+///
+/// # Errors
+/// Unknown or unreachable archive; the volume is not known there.
+pub async fn progress(
+    ctl: &Controller,
+    archive: &str,
+    volume: &str,
+) -> Result<Vec<v1::Operation>, ControlError> {
+    let found = archive_volume(ctl, archive, volume).await?;
+    known(&found.state, volume, archive)?;
+    let server = ctl.group().server(archive)?;
+    let list = ctl.host(server).list_operations(v1::Empty {}).await.at(server)?;
+    let running = |op: &v1::Operation| op.status() == v1::OperationStatus::Running;
+    Ok(list.operations.into_iter().filter(|op| op.volume == volume && running(op)).collect())
+}
+
+fn known(state: &str, volume: &str, server: &str) -> Result<(), ControlError> {
+    if state != "Clear" {
+        return Ok(());
+    }
+    Err(ControlError::Precondition {
+        message: format!("{server} does not know a volume {volume:?}"),
+        next_step: format!("`walbc list-volumes {server}` shows those it knows"),
+    })
+}

@@ -1,0 +1,48 @@
+//! The operations of the recovery manual, one async function each (semantics.md §6).
+//!
+//! Each takes names of the group file, leaves nothing behind that has to be undone, and may be
+//! called again after a failure.
+
+pub mod archive;
+pub mod backup;
+pub mod look;
+pub mod recover;
+pub mod run;
+pub mod setup;
+pub mod sync;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::error::ControlError;
+
+/// Pause between two looks at a server's state.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Polls until `look` gives a value; an error ends it at once.
+pub(crate) async fn wait_for<T, F, Fut>(
+    what: &str,
+    next_step: &str,
+    limit: Duration,
+    mut look: F,
+) -> Result<T, ControlError>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<Option<T>, ControlError>>,
+{
+    let start = Instant::now();
+    loop {
+        if let Some(value) = look().await? {
+            return Ok(value);
+        }
+        if start.elapsed() >= limit {
+            return Err(ControlError::Timeout {
+                message: format!("{what} did not happen"),
+                waited: limit,
+                next_step: next_step.to_owned(),
+            });
+        }
+        sleep(POLL_INTERVAL).await;
+    }
+}
