@@ -1,2 +1,29 @@
-//! device-server: see ARCHITECTURE.md.
+//! device-server: the logging block device.
 #![forbid(unsafe_code)]
+
+mod admin;
+mod checkpoint;
+mod commit;
+mod core;
+mod data_writer;
+mod error;
+mod flusher;
+mod format;
+mod log_reader;
+mod options;
+mod overlay;
+mod plan;
+mod positions;
+mod redo;
+mod request;
+mod volume;
+mod zeros;
+
+pub use admin::{FreezeTicket, MAX_FREEZE};
+pub use core::Status;
+pub use error::{OpenError, VolumeError};
+pub use format::{DeviceRole, format_devices, format_ldev, open_device};
+pub use options::{MIN_PENDING_BYTES, OverflowPolicy, VolumeOptions};
+pub use positions::Positions;
+pub use redo::{RedoOptions, RedoReport, StaleSearch, read_super_block, redo};
+pub use volume::{ReadPiece, Volume};

@@ -1,0 +1,183 @@
+//! Administration of a volume in service: freeze and melt, log reset, resize, checkpoint on request,
+//! release of logs.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use wlog_format::units::{Lb, Lsid};
+
+use crate::core::{Core, LogIdentity};
+use crate::error::VolumeError;
+use crate::positions::Positions;
+use crate::volume::Volume;
+use crate::zeros::zeros;
+
+/// The longest freeze: a day, as with the original driver.
+pub const MAX_FREEZE: Duration = Duration::from_secs(86_400);
+
+/// A freeze in force; see [`Volume::freeze`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreezeTicket(u64);
+
+impl Volume {
+    /// Makes writes wait from now on; reads go on. When it returns, everything that was acknowledged
+    /// is permanent, and the log positions stand still. A frozen volume can be frozen again: the later
+    /// ticket counts.
+    ///
+    /// # Errors
+    /// When the volume has failed or fails meanwhile; it is not frozen then.
+    pub async fn freeze(&self) -> Result<FreezeTicket, VolumeError> {
+        static TICKETS: AtomicU64 = AtomicU64::new(0);
+        let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
+        {
+            let mut state = self.core().state.lock();
+            state.check_alive()?;
+            state.frozen = Some(ticket);
+        }
+        let settled = self.core().settle().await;
+        if settled.is_err() {
+            self.melt_ticket(FreezeTicket(ticket));
+        }
+        self.core().publish();
+        settled.map(|()| FreezeTicket(ticket))
+    }
+
+    /// Ends this freeze, unless a later one has replaced it.
+    pub fn melt_ticket(&self, ticket: FreezeTicket) {
+        {
+            let mut state = self.core().state.lock();
+            if state.frozen != Some(ticket.0) {
+                return;
+            }
+            state.frozen = None;
+        }
+        self.core().publish();
+    }
+
+    /// Ends any freeze.
+    pub fn melt(&self) {
+        self.core().state.lock().frozen = None;
+        self.core().publish();
+    }
+
+    /// Brings everything acknowledged so far to the data device and records that: `permanent`, `written`
+    /// and `prev_written` catch up.
+    ///
+    /// # Errors
+    /// When a device fails, or has failed.
+    pub async fn take_checkpoint(&self) -> Result<(), VolumeError> {
+        let core = self.core();
+        let target = core.state.lock().positions.completed;
+        let epoch = core.state.lock().log.epoch;
+        core.flush_log().await?;
+        core.wait_until(|state| {
+            let there = state.positions.written >= target || state.log.epoch != epoch;
+            state.check_sound().map(|()| there.then_some(())).transpose()
+        })
+        .await?;
+        core.checkpoint().await
+    }
+
+    /// Releases the logs before `lsid`: the ring may be written over up to there.
+    ///
+    /// # Errors
+    /// Unless `oldest <= lsid <= prev_written` and a pack begins there; after an overflow always.
+    pub async fn set_oldest(&self, lsid: Lsid) -> Result<(), VolumeError> {
+        self.core().set_oldest(lsid).await
+    }
+
+    /// Starts a new log: all positions 0, new uuid and salt, no overflow, the ring as large as
+    /// the log device is by now. What was logged goes to the data device first.
+    ///
+    /// # Errors
+    /// When the volume is frozen, or a device fails.
+    pub async fn reset_log(&self) -> Result<(), VolumeError> {
+        let core = self.core();
+        {
+            let mut state = core.state.lock();
+            state.check_alive()?;
+            if state.frozen.is_some() || state.held {
+                return Err(VolumeError::Frozen);
+            }
+            state.held = true;
+        }
+        let held = Held(core);
+        core.drain().await?;
+        core.checkpoint().await?;
+        let result = core.start_new_log().await;
+        drop(held);
+        result
+    }
+
+    /// Grows the volume to `size`, or to the size of the data device if that is 0. The data device has
+    /// been grown before.
+    ///
+    /// # Errors
+    /// When the volume would shrink, the data device is too small, or a device fails.
+    pub async fn resize(&self, size: Lb) -> Result<(), VolumeError> {
+        let core = self.core();
+        let available = Lb::from_bytes(core.data.refresh_size().await?);
+        let mut super_block = core.super_block.lock().await;
+        let from = super_block.device_size;
+        let to = if size == Lb(0) { available } else { size };
+        let bad = |why: String| Err(VolumeError::BadSize { from, to, why });
+        core.state.lock().check_alive()?;
+        if to < from {
+            return bad("a volume never shrinks".to_owned());
+        }
+        if to > available {
+            return bad(format!("grow the data device first: it has {available} sectors"));
+        }
+        if to.bytes() % u64::from(self.sector_bytes()) != 0 {
+            return bad(format!("the volume has sectors of {} bytes", self.sector_bytes()));
+        }
+        let mut next = super_block.clone();
+        next.device_size = to;
+        core.store(&mut super_block, next).await?;
+        core.state.lock().size = to;
+        core.publish();
+        Ok(())
+    }
+}
+
+/// Writes are held back as long as it lives.
+struct Held<'a>(&'a Core);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().held = false;
+        self.0.publish();
+    }
+}
+
+impl Core {
+    /// The new super block first, then nothing where the first pack will be (`formats.md` §3.5). The log is
+    /// drained and held.
+    async fn start_new_log(&self) -> Result<(), VolumeError> {
+        let log_bytes = self.log.refresh_size().await?;
+        let mut super_block = self.super_block.lock().await;
+        let mut next = super_block.clone();
+        let reset = next.reset(log_bytes).and_then(|()| next.ring(log_bytes));
+        let ring = reset.map_err(std::io::Error::other)?;
+        let (uuid, salt) = (next.uuid, next.salt);
+        self.store(&mut super_block, next).await?;
+        let clear = async {
+            let nothing = zeros(ring.block_size().as_usize());
+            self.log.write(ring.byte_offset(Lsid(0)), vec![nothing]).await?;
+            self.log.flush().await
+        };
+        if let Err(error) = clear.await {
+            self.fail("write to the log device failed", &error);
+            return self.state.lock().check_sound();
+        }
+        let mut state = self.state.lock();
+        assert!(state.positions.is_drained(), "a log reset must not lose writes");
+        let epoch = state.log.epoch + 1;
+        state.log = LogIdentity { epoch, uuid, salt, ring };
+        state.positions = Positions::settled(Lsid(0), Lsid(0));
+        state.overflow = false;
+        drop(state);
+        self.publish();
+        Ok(())
+    }
+}

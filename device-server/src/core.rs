@@ -1,0 +1,227 @@
+//! What the tasks of one volume share: its devices, its state under one lock, and the bells that they
+//! ring for each other.
+//!
+//! The lock is held for map operations and arithmetic only, never across I/O. Who needs both locks
+//! takes `super_block` first; whoever holds it never waits for new writes to complete.
+
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use block_io::device::BlockDevice;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use wlog_format::ring::Ring;
+use wlog_format::superblock::SuperBlock;
+use wlog_format::units::{Lb, LogUuid, Lsid, Salt};
+
+use crate::error::VolumeError;
+use crate::options::VolumeOptions;
+use crate::overlay::{Overlay, Payload};
+use crate::positions::Positions;
+
+/// Where the answer to a waiting request goes.
+pub(crate) type Answer = oneshot::Sender<Result<(), VolumeError>>;
+
+/// What identifies the present log; all of it changes at a log reset.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogIdentity {
+    /// Counts log resets of this process: a plan made for an earlier log is stale.
+    pub(crate) epoch: u64,
+    pub(crate) uuid: LogUuid,
+    pub(crate) salt: Salt,
+    pub(crate) ring: Ring,
+}
+
+/// A record that is on the log device and not yet on the data device.
+pub(crate) struct LoggedRecord {
+    pub(crate) address: Lb,
+    pub(crate) blocks: Lb,
+    pub(crate) payload: Payload,
+    /// Its share of the memory for pending data; given back when this is dropped.
+    pub(crate) _memory: OwnedSemaphorePermit,
+}
+
+/// A pack on its way to the data device.
+pub(crate) struct LoggedPack {
+    pub(crate) begin: Lsid,
+    pub(crate) end: Lsid,
+    pub(crate) records: Vec<LoggedRecord>,
+    pub(crate) bytes: u64,
+}
+
+/// What the flusher has to know.
+#[derive(Default)]
+pub(crate) struct FlushState {
+    /// Somebody waits, or much is unflushed: do not wait for the interval.
+    pub(crate) urgent: bool,
+    /// When the first write completed that no flush covers yet.
+    pub(crate) since: Option<Instant>,
+    /// Who waits for which position to be permanent, in order.
+    pub(crate) waiters: VecDeque<(Lsid, Answer)>,
+}
+
+/// Everything about a volume that changes.
+pub(crate) struct State {
+    pub(crate) positions: Positions,
+    pub(crate) log: LogIdentity,
+    pub(crate) size: Lb,
+    pub(crate) overflow: bool,
+    /// The ticket of the freeze in force: writes wait.
+    pub(crate) frozen: Option<u64>,
+    /// A log reset holds back writes, as a freeze would.
+    pub(crate) held: bool,
+    /// Writes are refused from now on: the role goes down.
+    pub(crate) stopping: bool,
+    pub(crate) failure: Option<Arc<str>>,
+    /// All logged writes that are not on the data device yet (I3).
+    pub(crate) overlay: Overlay,
+    /// The same, as packs in log order, for the data writer.
+    pub(crate) logged: VecDeque<LoggedPack>,
+    pub(crate) pending_bytes: u64,
+    pub(crate) flush: FlushState,
+}
+
+impl State {
+    pub(crate) fn new(positions: Positions, log: LogIdentity, size: Lb, overflow: bool) -> Self {
+        Self {
+            positions,
+            log,
+            size,
+            overflow,
+            frozen: None,
+            held: false,
+            stopping: false,
+            failure: None,
+            overlay: Overlay::default(),
+            logged: VecDeque::new(),
+            pending_bytes: 0,
+            flush: FlushState::default(),
+        }
+    }
+
+    /// Refuses when an I/O error has stopped the volume.
+    pub(crate) fn check_sound(&self) -> Result<(), VolumeError> {
+        let failed = |why| Err(VolumeError::Failed(Arc::clone(why)));
+        self.failure.as_ref().map_or(Ok(()), failed)
+    }
+
+    /// Refuses what is new when the volume is stopped or stopping.
+    pub(crate) fn check_alive(&self) -> Result<(), VolumeError> {
+        self.check_sound()?;
+        if self.stopping { Err(VolumeError::Stopping) } else { Ok(()) }
+    }
+}
+
+/// What a volume looks like at one moment, for the control service and its event stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Log positions.
+    pub positions: Positions,
+    /// Logs were lost.
+    pub overflow: bool,
+    /// Writes wait.
+    pub frozen: bool,
+    /// Size of the volume.
+    pub size: Lb,
+    /// Identity of the log.
+    pub uuid: LogUuid,
+    /// Salt of the log.
+    pub salt: Salt,
+    /// Where the log lies.
+    pub ring: Ring,
+    /// Bytes logged and not yet on the data device.
+    pub pending_bytes: u64,
+    /// Why the volume takes no writes any more.
+    pub failure: Option<Arc<str>>,
+}
+
+impl From<&State> for Status {
+    fn from(state: &State) -> Self {
+        Self {
+            positions: state.positions,
+            overflow: state.overflow,
+            frozen: state.frozen.is_some(),
+            size: state.size,
+            uuid: state.log.uuid,
+            salt: state.log.salt,
+            ring: state.log.ring,
+            pending_bytes: state.pending_bytes,
+            failure: state.failure.clone(),
+        }
+    }
+}
+
+/// One volume, as its tasks see it.
+pub(crate) struct Core {
+    pub(crate) name: String,
+    pub(crate) log: Arc<dyn BlockDevice>,
+    pub(crate) data: Arc<dyn BlockDevice>,
+    pub(crate) options: VolumeOptions,
+    pub(crate) state: Mutex<State>,
+    /// The super block as it is on the log device; the lock orders everything that changes it.
+    pub(crate) super_block: tokio::sync::Mutex<SuperBlock>,
+    /// Room for pending payload, in sectors.
+    pub(crate) memory: Arc<Semaphore>,
+    /// For the flusher: something completed, or somebody waits.
+    pub(crate) flush_bell: Notify,
+    /// For the data writer: more is permanent.
+    pub(crate) data_bell: Notify,
+    /// For the checkpoint task: something was written, or the ring gets full.
+    pub(crate) checkpoint_bell: Notify,
+    /// For all who wait for a condition of the state.
+    pub(crate) progress: Notify,
+    /// For watchers: the latest status.
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Core {
+    /// Waits until `check` gives something. It is asked again whenever anything moved on.
+    pub(crate) async fn wait_until<T>(&self, mut check: impl FnMut(&mut State) -> Option<T>) -> T {
+        loop {
+            let mut moved = pin!(self.progress.notified());
+            moved.as_mut().enable();
+            if let Some(found) = check(&mut self.state.lock()) {
+                return found;
+            }
+            moved.await;
+        }
+    }
+
+    /// Tells everybody that the state has changed.
+    pub(crate) fn publish(&self) {
+        let now = Status::from(&*self.state.lock());
+        self.status.send_replace(now);
+        self.progress.notify_waiters();
+    }
+
+    /// Stops the volume for writes, for good: nothing is acknowledged from now on. The first
+    /// reason is kept.
+    pub(crate) fn fail(&self, what: &str, error: &dyn Display) {
+        let waiters = {
+            let mut state = self.state.lock();
+            if state.failure.is_some() {
+                return;
+            }
+            state.failure = Some(format!("{what}: {error}").into());
+            std::mem::take(&mut state.flush.waiters)
+        };
+        tracing::error!(volume = %self.name, %error, "{what}; the volume takes no more writes");
+        let refusal = self.state.lock().check_sound();
+        for (_, answer) in waiters {
+            // Whoever does not listen any more does not care.
+            let _ = answer.send(refusal.clone());
+        }
+        self.publish();
+    }
+
+    /// Asks for a flush of the log now, because somebody waits for it.
+    pub(crate) fn hurry_flush(&self) {
+        self.state.lock().flush.urgent = true;
+        self.flush_bell.notify_one();
+    }
+}

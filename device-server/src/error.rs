@@ -1,0 +1,146 @@
+//! What can go wrong with a volume: errors of its I/O and of its administration.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use wlog_format::pack::PackError;
+use wlog_format::superblock::SuperBlockError;
+use wlog_format::units::{Lb, Lsid};
+
+/// Why a request to a running volume was not done.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// An earlier I/O error stopped the volume for writes; reads go on.
+    #[error(
+        "the volume stopped taking writes: {0}; see to its devices, then restart the device role"
+    )]
+    Failed(Arc<str>),
+    /// The role is going down.
+    #[error("the volume is being stopped")]
+    Stopping,
+    /// The log is full and the policy is `error`.
+    #[error("the log device is full of logs that were not backed up yet")]
+    LogFull,
+    /// Logs were lost: what was asked for makes no sense before a log reset.
+    #[error("the log has overflowed: backup must start anew, with a log reset")]
+    Overflow,
+    /// A range that is not on the volume, or not in whole sectors.
+    #[error(
+        "bytes {offset}+{len} are not whole sectors of {sector} bytes on a volume of {size} bytes"
+    )]
+    Range {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Sector size of the volume in bytes.
+        sector: u32,
+        /// Size of the volume in bytes.
+        size: u64,
+    },
+    /// The volume is frozen and this would have to write.
+    #[error("the volume is frozen")]
+    Frozen,
+    /// An lsid that `oldest` cannot be set to.
+    #[error("oldest cannot be set to {lsid}: {why}")]
+    BadOldest {
+        /// What was asked for.
+        lsid: Lsid,
+        /// Why not.
+        why: String,
+    },
+    /// A size that the volume cannot take.
+    #[error("the volume cannot be resized from {from} to {to} sectors: {why}")]
+    BadSize {
+        /// Size now.
+        from: Lb,
+        /// Size that was asked for.
+        to: Lb,
+        /// Why not.
+        why: String,
+    },
+    /// A device failed, or would not do it.
+    #[error("{0}")]
+    Io(#[from] Arc<io::Error>),
+}
+
+impl From<io::Error> for VolumeError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
+}
+
+/// Why a volume could not be opened, redone or formatted.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The device or file could not be opened.
+    #[error("cannot open the {role} device {}: {source}", path.display())]
+    Open {
+        /// "log" or "data".
+        role: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody else has it.
+    #[error(
+        "the {role} device {} is in use: another walb-device, a mount or a `walb ldev` command has it",
+        path.display()
+    )]
+    InUse {
+        /// "log" or "data".
+        role: &'static str,
+        /// Which.
+        path: PathBuf,
+    },
+    /// There is no log on the log device.
+    #[error(
+        "{log} holds no walb log ({source}); if it may be overwritten, run: \
+         walb ldev format --log {log} --data {data}"
+    )]
+    NotFormatted {
+        /// The log device.
+        log: String,
+        /// The data device.
+        data: String,
+        /// What was found.
+        source: SuperBlockError,
+    },
+    /// The log device belongs to something else.
+    #[error("{log} is not the log of {data}: {why}")]
+    Mismatch {
+        /// The log device.
+        log: String,
+        /// The data device.
+        data: String,
+        /// What does not fit.
+        why: String,
+    },
+    /// A device failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// Why it failed; names the device.
+        source: io::Error,
+    },
+    /// A pack that we had just found sound could not be made anew.
+    #[error("pack at lsid {lsid} of {log}: {source}")]
+    Pack {
+        /// The log device.
+        log: String,
+        /// Where.
+        lsid: Lsid,
+        /// Why.
+        source: PackError,
+    },
+}
+
+impl OpenError {
+    /// For `map_err`: an I/O error while doing `what`.
+    pub(crate) const fn io(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+}

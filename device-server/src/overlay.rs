@@ -1,0 +1,140 @@
+//! What was written but is not yet on the data device, by address: newer pieces cover older ones.
+//!
+//! Two uses: the map of all pending writes of a volume, which reads look into first (I3), and the
+//! sum of one batch of the data writer, in which of several writes to a block only the last is left.
+//! Payloads are slices of the buffers that the writers handed in; nothing is copied.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use bytes::Bytes;
+use wlog_format::units::{Lb, Lsid, to_usize};
+
+/// The content of a written range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Payload {
+    /// These bytes.
+    Data(Bytes),
+    /// Discarded: reads as zeros.
+    Zero,
+}
+
+impl Payload {
+    /// `blocks` blocks of it, from block `skip` on. Asking for more than there is gives what is there.
+    #[must_use]
+    pub(crate) fn part(&self, skip: Lb, blocks: Lb) -> Self {
+        match self {
+            Self::Zero => Self::Zero,
+            Self::Data(bytes) => {
+                let start = to_usize(skip.bytes()).min(bytes.len());
+                let end = to_usize((skip + blocks).bytes()).min(bytes.len());
+                Self::Data(bytes.slice(start..end))
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Piece {
+    end: Lb,
+    lsid: Lsid,
+    payload: Payload,
+}
+
+/// A run of blocks of the volume and its content, `None` where the overlay has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// First block.
+    pub(crate) start: Lb,
+    /// Blocks, at least one.
+    pub(crate) blocks: Lb,
+    /// What is there.
+    pub(crate) payload: Option<Payload>,
+}
+
+/// Disjoint pieces of written content, by address.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overlay {
+    pieces: BTreeMap<Lb, Piece>,
+}
+
+impl Overlay {
+    /// Puts a write of the pack at `lsid` on top of everything that is there.
+    pub(crate) fn insert(&mut self, start: Lb, blocks: Lb, lsid: Lsid, payload: Payload) {
+        let end = start + blocks;
+        self.cut_out(start..end, |_| true);
+        if start < end {
+            self.pieces.insert(start, Piece { end, lsid, payload });
+        }
+    }
+
+    /// Forgets what packs before `lsid` wrote to this range; newer pieces stay.
+    pub(crate) fn remove_older(&mut self, start: Lb, blocks: Lb, lsid: Lsid) {
+        self.cut_out(start..start + blocks, |piece| piece.lsid < lsid);
+    }
+
+    /// Removes the chosen pieces from `range`; what lies outside of it stays.
+    fn cut_out(&mut self, range: Range<Lb>, chosen: impl Fn(&Piece) -> bool) {
+        let first = self.first_touching(range.start);
+        let touched: Vec<Lb> = self
+            .pieces
+            .range(first..range.end)
+            .filter(|(_, piece)| piece.end > range.start && chosen(piece))
+            .map(|(start, _)| *start)
+            .collect();
+        for start in touched {
+            let Some(piece) = self.pieces.remove(&start) else { continue };
+            if start < range.start {
+                let left = piece.payload.part(Lb(0), range.start - start);
+                let left = Piece { end: range.start, lsid: piece.lsid, payload: left };
+                self.pieces.insert(start, left);
+            }
+            if piece.end > range.end {
+                let right = piece.payload.part(range.end - start, piece.end - range.end);
+                let right = Piece { end: piece.end, lsid: piece.lsid, payload: right };
+                self.pieces.insert(range.end, right);
+            }
+        }
+    }
+
+    /// The start of the last piece that begins at or before `at`, else `at`.
+    fn first_touching(&self, at: Lb) -> Lb {
+        self.pieces.range(..=at).next_back().map_or(at, |(start, _)| *start)
+    }
+
+    /// The range as runs in address order, without gaps between them.
+    #[must_use]
+    pub(crate) fn lookup(&self, start: Lb, blocks: Lb) -> Vec<Run> {
+        let end = start + blocks;
+        let mut runs = Vec::new();
+        let mut at = start;
+        for (piece_start, piece) in self.pieces.range(self.first_touching(start)..end) {
+            if piece.end <= at {
+                continue;
+            }
+            let from = (*piece_start).max(at);
+            if at < from {
+                runs.push(Run { start: at, blocks: from - at, payload: None });
+            }
+            let until = piece.end.min(end);
+            let payload = piece.payload.part(from - *piece_start, until - from);
+            runs.push(Run { start: from, blocks: until - from, payload: Some(payload) });
+            at = until;
+        }
+        if at < end {
+            runs.push(Run { start: at, blocks: end - at, payload: None });
+        }
+        runs
+    }
+
+    /// All pieces, in address order.
+    pub(crate) fn into_pieces(self) -> impl Iterator<Item = (Lb, Lb, Payload)> {
+        self.pieces.into_iter().map(|(start, piece)| (start, piece.end - start, piece.payload))
+    }
+
+    /// Is there nothing?
+    #[must_use]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+}
