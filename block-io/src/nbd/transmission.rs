@@ -1,0 +1,489 @@
+//! The transmission phase of one connection: requests in, operations on the export, replies out.
+//!
+//! Everything of a connection happens in one task. Requests that have arrived together are started
+//! together; what has finished together is answered with one system call; a finished operation
+//! costs one wake-up at most.
+//!
+//! Invariants:
+//! - A write's payload is received into the buffer that the export gets.
+//! - Memory is charged before it is allocated, and no more requests are taken than [`Limits`] say.
+//! - Every operation that was started is polled to its end, even if the client has gone (only a
+//!   shutdown that takes too long drops it).
+//! - A peer that holds memory that others wait for, and does not move, is disconnected.
+
+use std::future::Future;
+use std::io::{self, IoSliceMut};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, Stream};
+use zerocopy::FromBytes;
+
+use super::budget::{Charge, Ledger};
+use super::export::{Chunk, Export, ExportError, Extent};
+use super::failures::Failures;
+use super::handshake::{Negotiated, served_bytes};
+use super::protocol::{Errno, RequestHeader};
+use super::reply::Replies;
+use super::request::{Kind, Request, Rules, Verdict, judge};
+use super::server::Limits;
+use super::socket::Socket;
+use crate::buffer::AlignedBuf;
+
+/// Why transmission ended other than by the client's wish.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TransmissionError {
+    #[error("connection: {0}")]
+    Io(#[from] io::Error),
+    #[error("client broke the protocol: no request where one must begin")]
+    Garbage,
+    #[error("client went away inside a request")]
+    Truncated,
+    #[error("client did not move for {0:?} while others waited for the memory that it held")]
+    InTheWay(Duration),
+}
+
+/// Room for request heads: what one call may read besides a payload.
+const INPUT_BYTES: usize = 4096;
+const HEADER_BYTES: usize = size_of::<RequestHeader>();
+/// Requests that are taken in before replies get their turn.
+const BATCH: usize = 64;
+
+/// What is being received.
+enum Receiving {
+    Header,
+    /// Judged, waits for memory.
+    Admission(Request),
+    Payload {
+        request: Request,
+        charge: Charge,
+        buf: AlignedBuf,
+        filled: usize,
+    },
+    /// The payload of a refused write goes by.
+    Skip {
+        left: u64,
+        cookie: u64,
+        errno: Errno,
+        why: &'static str,
+    },
+    /// Nothing more is read.
+    Ended,
+}
+
+/// Bytes that were read but not understood yet.
+struct Input {
+    bytes: Box<[u8; INPUT_BYTES]>,
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    fn pending(&self) -> &[u8] {
+        self.bytes.get(self.start..self.end).unwrap_or_default()
+    }
+
+    fn header(&mut self) -> Option<RequestHeader> {
+        let (header, _) = RequestHeader::read_from_prefix(self.pending()).ok()?;
+        self.start += HEADER_BYTES;
+        Some(header)
+    }
+
+    /// Moves pending bytes into a payload.
+    fn take_into(&mut self, to: &mut [u8]) -> usize {
+        let count = self.pending().len().min(to.len());
+        if let (Some(to), Some(from)) = (to.get_mut(..count), self.pending().get(..count)) {
+            to.copy_from_slice(from);
+        }
+        self.start += count;
+        count
+    }
+
+    /// Free room behind the pending bytes, at most `max`.
+    fn room(&mut self, max: usize) -> &mut [u8] {
+        self.bytes.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        let room = self.bytes.get_mut(self.end..).unwrap_or_default();
+        let len = room.len().min(max);
+        room.get_mut(..len).unwrap_or_default()
+    }
+}
+
+/// One connection in its transmission phase.
+pub(super) struct Transmission<'a> {
+    socket: &'a Socket,
+    export: &'a dyn Export,
+    structured: bool,
+    allocation: bool,
+    limits: Limits,
+    ledger: Ledger,
+    input: Input,
+    receiving: Receiving,
+    /// The last request was a write: the next one probably is, so that its payload is not to be
+    /// read with its head.
+    writing: bool,
+    running: FuturesUnordered<Running<'a>>,
+    replies: Replies,
+    failures: Failures,
+    /// Why the client cannot be reached any more; what runs is only waited for.
+    lost: Option<TransmissionError>,
+    watch: Watch,
+}
+
+impl<'a> Transmission<'a> {
+    pub(super) fn new(
+        socket: &'a Socket,
+        negotiated: &'a Negotiated,
+        limits: Limits,
+        ledger: Ledger,
+    ) -> Self {
+        let bytes = Box::new([0; INPUT_BYTES]);
+        Self {
+            socket,
+            export: &*negotiated.export,
+            structured: negotiated.structured,
+            allocation: negotiated.allocation,
+            limits,
+            ledger,
+            input: Input { bytes, start: 0, end: 0 },
+            receiving: Receiving::Header,
+            writing: false,
+            running: FuturesUnordered::new(),
+            replies: Replies::new(negotiated.structured),
+            failures: Failures::new(&negotiated.name),
+            lost: None,
+            watch: Watch::new(limits.stall),
+        }
+    }
+
+    /// Takes no more requests; [`poll`](Self::poll) finishes what has begun.
+    pub(super) fn stop_receiving(&mut self) {
+        self.receiving = Receiving::Ended;
+    }
+
+    /// Drives the connection; ready when it is over.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransmissionError>> {
+        loop {
+            let moved = self.receive(cx);
+            let finished = self.collect(cx);
+            let sent = self.send(cx);
+            if matches!(self.receiving, Receiving::Ended)
+                && self.running.is_empty()
+                && self.replies.count() == 0
+            {
+                return Poll::Ready(self.lost.take().map_or(Ok(()), Err));
+            }
+            if moved || sent {
+                self.watch.moved = true;
+            } else if !finished {
+                break;
+            }
+        }
+        if self.ledger.holds_shared() && self.lost.is_none() {
+            let in_the_way = self.ledger.is_in_the_way() && self.running.is_empty();
+            if self.watch.poll_stalled(cx, in_the_way).is_ready() {
+                self.lose(TransmissionError::InTheWay(self.limits.stall));
+                cx.waker().wake_by_ref();
+            }
+        }
+        Poll::Pending
+    }
+
+    /// The client cannot be reached any more.
+    fn lose(&mut self, why: TransmissionError) {
+        self.receiving = Receiving::Ended;
+        self.replies.discard(&mut self.ledger);
+        self.lost.get_or_insert(why);
+    }
+
+    /// Takes in requests; true if anything happened.
+    fn receive(&mut self, cx: &mut Context<'_>) -> bool {
+        for round in 0..BATCH {
+            match self.poll_receive(cx) {
+                Poll::Pending => return round > 0,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    self.lose(error);
+                    return true;
+                }
+            }
+        }
+        true
+    }
+
+    /// One step of receiving.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransmissionError>> {
+        match std::mem::replace(&mut self.receiving, Receiving::Header) {
+            Receiving::Header => self.poll_header(cx),
+            Receiving::Admission(request) => match self.ledger.poll_charge(cx, request.len) {
+                Poll::Ready(charge) => {
+                    self.admit(request, charge);
+                    Poll::Ready(Ok(()))
+                }
+                Poll::Pending => {
+                    self.receiving = Receiving::Admission(request);
+                    Poll::Pending
+                }
+            },
+            Receiving::Payload { request, charge, buf, filled } => {
+                self.poll_payload(cx, request, charge, buf, filled)
+            }
+            Receiving::Skip { left: 0, cookie, errno, why } => {
+                self.replies.failure(cookie, errno, why);
+                Poll::Ready(Ok(()))
+            }
+            Receiving::Skip { left, cookie, errno, why } => {
+                let pending = self.input.pending().len();
+                let skipped = usize::try_from(left).map_or(pending, |left| left.min(pending));
+                self.input.start += skipped;
+                let left = left - skipped as u64;
+                self.receiving = Receiving::Skip { left, cookie, errno, why };
+                if left > 0 {
+                    self.poll_fill(cx, &mut []).map_ok(|_| ())
+                } else {
+                    Poll::Ready(Ok(()))
+                }
+            }
+            Receiving::Ended => {
+                self.receiving = Receiving::Ended;
+                Poll::Pending
+            }
+        }
+    }
+
+    fn poll_header(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransmissionError>> {
+        if self.running.len() + self.replies.count() >= self.limits.connection_requests {
+            return Poll::Pending;
+        }
+        let Some(header) = self.input.header() else {
+            return self.poll_fill(cx, &mut []).map_ok(|_| ());
+        };
+        self.receiving = match judge(&header, &self.rules()) {
+            Verdict::Garbage => return Poll::Ready(Err(TransmissionError::Garbage)),
+            Verdict::Disconnect => Receiving::Ended,
+            Verdict::Refuse { cookie, errno, why, skip_bytes } => {
+                tracing::debug!(export = self.failures.export(), ?header, why, "request refused");
+                Receiving::Skip { left: u64::from(skip_bytes), cookie, errno, why }
+            }
+            Verdict::Do(request) => match request.kind {
+                Kind::Read { .. } | Kind::Write { .. } => Receiving::Admission(request),
+                _ => {
+                    self.start(request, None, None);
+                    Receiving::Header
+                }
+            },
+        };
+        Poll::Ready(Ok(()))
+    }
+
+    fn rules(&self) -> Rules {
+        Rules {
+            size_bytes: served_bytes(self.export),
+            block_bytes: self.export.block_bytes(),
+            read_only: self.export.read_only(),
+            zeroes_are_fast: self.export.zeroes_are_fast(),
+            structured: self.structured,
+            allocation: self.allocation,
+        }
+    }
+
+    /// Memory is there: a read starts, a write gets its payload.
+    fn admit(&mut self, request: Request, charge: Charge) {
+        self.writing = matches!(request.kind, Kind::Write { .. });
+        if self.writing {
+            let buf = AlignedBuf::recycled(usize::try_from(request.len).unwrap_or(usize::MAX));
+            self.receiving = Receiving::Payload { request, charge, buf, filled: 0 };
+        } else {
+            self.start(request, Some(charge), None);
+        }
+    }
+
+    fn poll_payload(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: Request,
+        charge: Charge,
+        mut buf: AlignedBuf,
+        mut filled: usize,
+    ) -> Poll<Result<(), TransmissionError>> {
+        filled += self.input.take_into(buf.get_mut(filled..).unwrap_or_default());
+        let mut result = Poll::Ready(Ok(()));
+        if filled < buf.len() {
+            result = match self.poll_fill(cx, buf.get_mut(filled..).unwrap_or_default()) {
+                Poll::Ready(Ok(count)) => {
+                    filled += count;
+                    Poll::Ready(Ok(()))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                Poll::Pending => Poll::Pending,
+            };
+        }
+        if filled == buf.len() {
+            self.start(request, Some(charge), Some(buf));
+        } else {
+            self.receiving = Receiving::Payload { request, charge, buf, filled };
+        }
+        result
+    }
+
+    /// Reads what has come: first into `payload`, then into the input; returns the first part.
+    fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        payload: &mut [u8],
+    ) -> Poll<Result<usize, TransmissionError>> {
+        let between =
+            matches!(self.receiving, Receiving::Header) && self.input.pending().is_empty();
+        let ahead = HEADER_BYTES.saturating_sub(self.input.pending().len());
+        let room = self.input.room(if self.writing { ahead } else { INPUT_BYTES });
+        let (first, total) = (payload.len(), payload.len() + room.len());
+        let mut buffers = [IoSliceMut::new(payload), IoSliceMut::new(room)];
+        let count = ready!(self.socket.poll_read(cx, &mut buffers, total))?;
+        if count == 0 {
+            if first == 0 && between {
+                self.receiving = Receiving::Ended;
+                return Poll::Ready(Ok(0));
+            }
+            return Poll::Ready(Err(TransmissionError::Truncated));
+        }
+        self.input.end += count.saturating_sub(first);
+        Poll::Ready(Ok(count.min(first)))
+    }
+
+    fn start(&mut self, request: Request, charge: Option<Charge>, payload: Option<AlignedBuf>) {
+        let Request { offset, len, .. } = request;
+        let operation = match request.kind {
+            Kind::Read { .. } => Operation::Read(self.export.read(offset, len)),
+            Kind::Write { fua } => {
+                let data = payload.map(AlignedBuf::freeze).unwrap_or_default();
+                Operation::Other(self.export.write(offset, data, fua))
+            }
+            Kind::Flush => Operation::Other(self.export.flush()),
+            Kind::Trim { fua } => Operation::Other(self.export.trim(offset, len, fua)),
+            Kind::WriteZeroes(how) => Operation::Other(self.export.write_zeroes(offset, len, how)),
+            Kind::BlockStatus { .. } => Operation::Status(self.export.block_status(offset, len)),
+        };
+        self.running.push(Running { request, charge, operation });
+    }
+
+    /// Queues replies to what has finished; true if there was any.
+    fn collect(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut any = false;
+        while let Poll::Ready(Some(done)) = Pin::new(&mut self.running).poll_next(cx) {
+            any = true;
+            self.reply(done);
+        }
+        any
+    }
+
+    fn reply(&mut self, done: Done) {
+        let Done { request, mut charge, outcome } = done;
+        let cookie = request.cookie;
+        let result = match (outcome, request.kind) {
+            (Err(error), _) => Err(error),
+            _ if self.lost.is_some() => Ok(()),
+            (Ok(Output::Read(chunks)), Kind::Read { one_chunk }) => self
+                .replies
+                .data(&request, one_chunk, chunks, &mut charge)
+                .map_err(|_| io::Error::other("read returned a wrong length").into()),
+            (Ok(Output::Status(extents)), Kind::BlockStatus { one_extent }) => {
+                self.replies.status(&request, one_extent, &extents);
+                Ok(())
+            }
+            (Ok(_), _) => {
+                self.replies.success(cookie);
+                Ok(())
+            }
+        };
+        charge.into_iter().for_each(|charge| self.ledger.release(charge));
+        if let Err(error) = result {
+            self.failures.log(&request, &error);
+            if self.lost.is_none() {
+                self.replies.failure(cookie, error.errno(), &error.to_string());
+            }
+        }
+    }
+
+    /// Sends what is ready to be sent; true if anything went out.
+    fn send(&mut self, cx: &mut Context<'_>) -> bool {
+        let before = self.replies.total_sent_bytes();
+        match self.replies.poll_send(cx, self.socket, &mut self.ledger) {
+            Poll::Ready(Err(error)) => {
+                self.lose(error.into());
+                true
+            }
+            _ => self.replies.total_sent_bytes() > before,
+        }
+    }
+}
+
+/// Looks at a client that holds memory from time to time.
+struct Watch {
+    interval: Duration,
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// The client has moved since the last look.
+    moved: bool,
+}
+
+impl Watch {
+    fn new(interval: Duration) -> Self {
+        Self { interval, timer: None, moved: false }
+    }
+
+    /// Ready when the client was in the way at a look, and had not moved since the one before.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>, in_the_way: bool) -> Poll<()> {
+        loop {
+            let interval = self.interval;
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(interval)));
+            ready!(timer.as_mut().poll(cx));
+            self.timer = None;
+            if in_the_way && !std::mem::take(&mut self.moved) {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+/// An operation of the export.
+enum Operation<'a> {
+    Read(BoxFuture<'a, Result<Vec<Chunk>, ExportError>>),
+    Status(BoxFuture<'a, Result<Vec<Extent>, ExportError>>),
+    Other(BoxFuture<'a, Result<(), ExportError>>),
+}
+
+/// What an operation returns.
+enum Output {
+    Read(Vec<Chunk>),
+    Status(Vec<Extent>),
+    Other,
+}
+
+/// A request that was started.
+struct Running<'a> {
+    request: Request,
+    charge: Option<Charge>,
+    operation: Operation<'a>,
+}
+
+/// A request that has finished.
+struct Done {
+    request: Request,
+    charge: Option<Charge>,
+    outcome: Result<Output, ExportError>,
+}
+
+impl Future for Running<'_> {
+    type Output = Done;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
+        let outcome = match &mut self.operation {
+            Operation::Read(future) => ready!(future.as_mut().poll(cx)).map(Output::Read),
+            Operation::Status(future) => ready!(future.as_mut().poll(cx)).map(Output::Status),
+            Operation::Other(future) => ready!(future.as_mut().poll(cx)).map(|()| Output::Other),
+        };
+        Poll::Ready(Done { request: self.request, charge: self.charge.take(), outcome })
+    }
+}
