@@ -2,12 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{SemaphorePermit, oneshot};
 
 use crate::request::{Op, Request};
+use crate::uring::Uring;
 use crate::workers;
+
+static URING: OnceLock<Option<Uring>> = OnceLock::new();
 
 /// Which engine a device uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,13 +25,18 @@ pub enum Engine {
 /// The engine of one device, resolved.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Backend {
+    Uring(&'static Uring),
     Plain,
 }
 
 impl Backend {
     pub(crate) fn new(engine: Engine) -> Self {
         match engine {
-            Engine::Auto | Engine::Plain => Self::Plain,
+            Engine::Auto => match URING.get_or_init(start_uring) {
+                Some(uring) => Self::Uring(uring),
+                None => Self::Plain,
+            },
+            Engine::Plain => Self::Plain,
         }
     }
 
@@ -42,6 +50,7 @@ impl Backend {
         let (reply, result) = oneshot::channel();
         let mut request = Request { file: Arc::clone(file), op, reply, permit };
         match self {
+            Self::Uring(uring) => uring.submit(request),
             Self::Plain => {
                 workers::run(move || {
                     let done = request.op.run_blocking(&request.file);
@@ -52,5 +61,20 @@ impl Backend {
             }
         }
         result.await.unwrap_or_else(|_| Err(io::Error::other("the I/O engine has died")))
+    }
+}
+
+/// `None`, and a line in the log, where io_uring cannot or shall not be used.
+fn start_uring() -> Option<Uring> {
+    if std::env::var_os("WALB_IO").is_some_and(|choice| choice == "plain") {
+        tracing::info!("WALB_IO=plain: I/O by blocking system calls on a few threads");
+        return None;
+    }
+    match Uring::start() {
+        Ok(uring) => Some(uring),
+        Err(error) => {
+            tracing::warn!(%error, "no io_uring here: I/O by blocking system calls, slower");
+            None
+        }
     }
 }

@@ -27,6 +27,7 @@ pub mod nbd;
 mod probe;
 mod request;
 mod sys;
+mod uring;
 mod workers;
 
 pub use backend::Engine;

@@ -68,7 +68,7 @@ impl TornPack {
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// No valid pack header where one should be.
-    #[error("at lsid {lsid}: {source}")]
+    #[error("no valid pack at lsid {lsid}")]
     Header {
         /// Where the header should be.
         lsid: Lsid,
@@ -77,7 +77,7 @@ pub enum DecodeError {
     },
     /// The data of a record does not fit its checksum.
     #[error(
-        "at lsid {}: the data of record {} of the pack does not fit its checksum",
+        "the pack at lsid {} is damaged: the data of its record {} does not fit the checksum",
         .0.header().lsid(),
         .0.first_bad
     )]

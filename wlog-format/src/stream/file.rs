@@ -13,10 +13,10 @@ use crate::units::{LogUuid, Lsid};
 #[derive(Debug, thiserror::Error)]
 pub enum WlogError {
     /// The file cannot be read.
-    #[error("cannot read the wlog: {0}")]
+    #[error("the wlog cannot be read on")]
     Io(#[from] io::Error),
     /// The header is missing or damaged.
-    #[error("at byte {at}: {source}")]
+    #[error("no sound wlog header at byte {at}")]
     Header {
         /// Where the header starts.
         at: u64,
@@ -24,7 +24,7 @@ pub enum WlogError {
         source: WlogHeaderError,
     },
     /// A pack is damaged or out of order.
-    #[error("pack at byte {at}, {source}")]
+    #[error("the log is damaged at byte {at}")]
     Pack {
         /// Where the pack starts.
         at: u64,

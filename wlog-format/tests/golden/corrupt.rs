@@ -48,8 +48,10 @@ fn a_damaged_wlog_gives_its_sound_part_and_an_error() {
 fn an_error_names_the_byte_where_the_damage_lies() {
     let entry = entries("corrupt", "cw512-data-last")[0];
     let (.., error) = read(&load(entry));
-    let text = error.unwrap().to_string();
-    assert!(text.contains("pack at byte 109056, at lsid 205"), "{text}");
+    let error = error.unwrap();
+    assert!(error.to_string().contains("at byte 109056"), "{error}");
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("the pack at lsid 205") && cause.contains("record 1 "), "{cause}");
     let entry = entries("corrupt", "cw512-trunc-noend0")[0];
     let (.., error) = read(&load(entry));
     let text = error.unwrap().to_string();

@@ -1,0 +1,98 @@
+//! From a request to a submission entry, and into the ring: the unsafe part of the engine.
+//!
+//! Invariant: an entry refers only to memory and to a descriptor that the [`InFlight`] beside it
+//! owns, and none of them moves or goes away before the completion is reaped.
+#![expect(unsafe_code, reason = "io_uring takes raw pointers")]
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use io_uring::types::{Fd, FsyncFlags};
+use io_uring::{IoUring, opcode, squeue};
+use nix::libc;
+
+use crate::request::{MAX_VECTORS, Op, Request};
+
+/// A request that the kernel may be working on.
+pub(super) struct InFlight {
+    pub(super) request: Request,
+    /// The vector of a vectored write. On the heap: it stays where it is when this value moves.
+    vectors: Vec<libc::iovec>,
+}
+
+impl InFlight {
+    pub(super) fn new(request: Request) -> Self {
+        Self { request, vectors: Vec::new() }
+    }
+
+    /// Answers with an error and leaks what the kernel may still use.
+    pub(super) fn abandon(self) {
+        let Request { file, op, reply, permit } = self.request;
+        std::mem::forget((file, op, self.vectors));
+        drop(permit);
+        let _gone = reply.send(Err(io::Error::other("the io_uring engine has died")));
+    }
+
+    /// The entry for what is left to do.
+    fn entry(&mut self) -> squeue::Entry {
+        let fd = Fd(self.request.file.as_raw_fd());
+        match &mut self.request.op {
+            Op::Read { offset, buf, filled } => {
+                let at = *offset + *filled as u64;
+                let rest = buf.get_mut(*filled..).unwrap_or_default();
+                opcode::Read::new(fd, rest.as_mut_ptr(), length(rest.len())).offset(at).build()
+            }
+            Op::Write { offset, bufs } => match bufs.front() {
+                Some(one) if bufs.len() == 1 => {
+                    let len = length(one.len());
+                    opcode::Write::new(fd, one.as_ptr(), len).offset(*offset).build()
+                }
+                _ => {
+                    self.vectors.clear();
+                    self.vectors.extend(bufs.iter().take(MAX_VECTORS).map(|buf| libc::iovec {
+                        iov_base: buf.as_ptr().cast_mut().cast(),
+                        iov_len: buf.len(),
+                    }));
+                    let count = length(self.vectors.len());
+                    opcode::Writev::new(fd, self.vectors.as_ptr(), count).offset(*offset).build()
+                }
+            },
+            Op::Sync => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
+            Op::Allocate { mode, offset, len } => opcode::Fallocate::new(fd, len.unsigned_abs())
+                .offset(offset.unsigned_abs())
+                .mode(mode.bits())
+                .build(),
+        }
+    }
+}
+
+/// Requests are far below 4 GiB (`MAX_REQUEST_BYTES`); were one longer, it would come short and be
+/// continued.
+fn length(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(!4095)
+}
+
+/// Puts the rest of `in_flight` into the submission queue, under `key`.
+///
+/// Errors: the queue is full, which admission makes impossible.
+pub(super) fn push(ring: &mut IoUring, in_flight: &mut InFlight, key: u64) -> io::Result<()> {
+    let entry = in_flight.entry().user_data(key);
+    // SAFETY: the caller keeps `in_flight` until the completion of `key` is reaped (or for ever):
+    // it owns the file, the buffers and the vector, all on the heap; nothing touches the buffers
+    // meanwhile, because nothing but the driver can reach them (a `Bytes` is shared, but only read).
+    unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)
+}
+
+/// Asks for a completion, under `key`, when the eventfd is rung; `count` receives its counter.
+pub(super) fn push_doorbell(
+    ring: &mut IoUring,
+    event: &impl AsRawFd,
+    count: &mut Box<u64>,
+    key: u64,
+) -> io::Result<()> {
+    let into: *mut u64 = &raw mut **count;
+    let entry = opcode::Read::new(Fd(event.as_raw_fd()), into.cast(), 8).build().user_data(key);
+    // SAFETY: the driver owns `count` and the eventfd for as long as the ring, reads them never,
+    // and leaks both if it dies; 8 bytes fit.
+    unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)
+}

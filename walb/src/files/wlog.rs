@@ -1,0 +1,53 @@
+//! `walb wlog`: tools for log streams.
+
+mod show;
+mod verify;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use std::io::Read;
+use wlog_format::stream::WlogReader;
+
+/// `walb wlog ...`
+#[derive(Debug, Subcommand)]
+pub(crate) enum WlogCommand {
+    /// List the packs and records of a wlog
+    Show(show::ShowArgs),
+    /// Check everything in a wlog
+    Verify(verify::VerifyArgs),
+}
+
+impl WlogCommand {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Show(args) => show::run(&args),
+            Self::Verify(args) => verify::run(&args),
+        }
+    }
+}
+
+/// The wlog that a command reads.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WlogInput {
+    /// The wlog, or several ones in a row; `-` is stdin
+    #[arg(value_name = "WLOG")]
+    path: PathBuf,
+}
+
+impl WlogInput {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn open(&self) -> anyhow::Result<WlogReader<Box<dyn Read + Send>>> {
+        let input = super::open_input(&self.path)?;
+        WlogReader::new(input).with_context(|| self.what_failed())
+    }
+
+    /// The first half of an error message.
+    pub(crate) fn what_failed(&self) -> String {
+        format!("cannot read wlog {}", self.path.display())
+    }
+}
