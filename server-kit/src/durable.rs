@@ -11,6 +11,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 mod state_file;
@@ -67,6 +68,18 @@ pub struct TmpFile {
     /// Set by the first failed write: what is in the file is unknown, so it can never be committed.
     poisoned: bool,
     remove_on_drop: Option<PathBuf>,
+}
+
+impl TmpFile {
+    /// All that was written is on the disk; `target` is what it shall become, for messages.
+    fn settle(&mut self, target: &Path) -> Result<(), DurableError> {
+        if self.poisoned {
+            let source = io::Error::other("an earlier write to it failed");
+            return Err(failed("commit", target, source));
+        }
+        self.file.flush().map_err(|e| failed("write", target, e))?;
+        self.file.sync().map_err(|e| failed("sync", target, e))
+    }
 }
 
 impl Write for TmpFile {
@@ -173,12 +186,7 @@ pub trait DurableDir: Send + Sync + 'static {
     fn commit(&self, mut tmp: TmpFile, name: &str) -> Result<(), DurableError> {
         let name = checked(self.path(), name)?;
         let path = self.path().join(&name);
-        if tmp.poisoned {
-            let source = io::Error::other("an earlier write to it failed");
-            return Err(failed("commit", path, source));
-        }
-        tmp.file.flush().map_err(|e| failed("write", &path, e))?;
-        tmp.file.sync().map_err(|e| failed("sync", &path, e))?;
+        tmp.settle(&path)?;
         self.rename(&tmp.name, &name).map_err(|e| failed("rename to", &path, e))?;
         tmp.remove_on_drop = None;
         self.sync().map_err(|e| failed("sync", self.path(), e))
@@ -218,6 +226,32 @@ pub trait DurableDir: Send + Sync + 'static {
     /// As [`DurableDir::remove_all`].
     fn remove(&self, name: &str) -> Result<(), DurableError> {
         self.remove_all(&[name.to_owned()])
+    }
+
+    /// The half-made file becomes `name` in every directory of `into`, durable in all of them when
+    /// this returns: fsync file, link, fsync directory. A file that has the name already is kept:
+    /// whatever has a name is whole.
+    ///
+    /// # Errors
+    /// [`DurableError::Io`]: some of the directories may then have the file, whole.
+    fn publish(
+        &self,
+        mut tmp: TmpFile,
+        name: &str,
+        into: &[Arc<dyn DurableDir>],
+    ) -> Result<(), DurableError> {
+        let name = checked(self.path(), name)?;
+        tmp.settle(&self.path().join(&name))?;
+        for dir in into {
+            let target = dir.path().join(&name);
+            match self.hard_link(&tmp.name, &target) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(failed("link", target, e));
+                }
+                _ => dir.sync().map_err(|e| failed("sync", dir.path(), e))?,
+            }
+        }
+        Ok(())
     }
 
     /// Gives the file a second name in `other`, durable; a file that is there already is kept.

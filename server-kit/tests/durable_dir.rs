@@ -6,9 +6,11 @@
     missing_docs,
     reason = "a test may panic"
 )]
-use server_kit::durable::{DurableDir, DurableError, RealDir};
+use server_kit::durable::{DurableDir, DurableError, DurableFile, RealDir};
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 #[test]
 fn a_dropped_tmp_file_leaves_nothing_and_a_committed_one_only_its_name() {
@@ -76,4 +78,72 @@ fn a_directory_is_removed_as_a_whole_and_free_space_is_known() {
     assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 0);
     assert!(dir.free_bytes().unwrap() > 0);
     assert!(RealDir::open(tmp.path().join("vol")).is_err());
+}
+
+/// A directory that writes down the steps that are done to it.
+struct Traced(RealDir, &'static str, Arc<Mutex<Vec<String>>>);
+struct TracedFile(Box<dyn DurableFile>, Arc<Mutex<Vec<String>>>);
+
+impl Write for TracedFile {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.write(data)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+impl DurableFile for TracedFile {
+    fn sync(&mut self) -> io::Result<()> {
+        self.1.lock().unwrap().push("sync file".into());
+        self.0.sync()
+    }
+}
+impl DurableDir for Traced {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+    fn create(&self, name: &str) -> io::Result<Box<dyn DurableFile>> {
+        Ok(Box::new(TracedFile(self.0.create(name)?, Arc::clone(&self.2))))
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        self.0.unlink(name)
+    }
+    fn hard_link(&self, name: &str, target: &Path) -> io::Result<()> {
+        let dir = target.parent().unwrap().file_name().unwrap().to_str().unwrap();
+        self.2.lock().unwrap().push(format!("link {dir}"));
+        self.0.hard_link(name, target)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.2.lock().unwrap().push(format!("sync {}", self.1));
+        self.0.sync()
+    }
+    fn read_file(&self, name: &str) -> io::Result<Vec<u8>> {
+        self.0.read_file(name)
+    }
+    fn names(&self) -> io::Result<Vec<String>> {
+        self.0.names()
+    }
+}
+
+#[test]
+fn a_published_file_is_durable_in_every_directory_before_anybody_is_told() {
+    let (tmp, steps) = (tempfile::tempdir().unwrap(), Arc::default());
+    let dir = |name: &'static str| {
+        Traced(RealDir::create(tmp.path().join(name)).unwrap(), name, Arc::clone(&steps))
+    };
+    let (received, a0, a1) = (dir("received"), Arc::new(dir("a0")), Arc::new(dir("a1")));
+    let into: [Arc<dyn DurableDir>; 2] = [a0.clone(), a1.clone()];
+    for content in ["first", "second"] {
+        let mut file = received.create_tmp().unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        received.publish(file, "w", &into).unwrap();
+        let done = std::mem::take(&mut *steps.lock().unwrap());
+        assert_eq!(done, ["sync file", "link a0", "sync a0", "link a1", "sync a1"]);
+    }
+    assert_eq!(a0.read("w").unwrap().unwrap(), b"first", "what has a name is kept");
+    assert_eq!(a1.read("w").unwrap().unwrap(), b"first");
+    assert_eq!(fs::read_dir(received.path()).unwrap().count(), 0, "nothing half-made stays");
 }
