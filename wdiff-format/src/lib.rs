@@ -15,15 +15,25 @@
 
 pub mod codec;
 pub mod compression;
+pub mod convert;
 pub mod diff_set;
 pub mod error;
+pub mod full;
 pub mod gid;
 pub mod header;
 pub mod indexed_reader;
+pub mod indexed_writer;
 pub mod io_at;
 mod layout;
+pub mod merge;
 pub mod name;
 pub mod open;
+pub mod pool;
 pub mod record;
+pub mod redo;
 pub mod sorted_reader;
 pub mod sorted_writer;
+pub mod split;
+pub mod stat;
+pub mod virtual_image;
+pub mod write;

@@ -4,15 +4,20 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wdiff_format::codec::Codec;
 use wdiff_format::compression::Compression;
 use wdiff_format::error::WdiffError;
+use wdiff_format::header::FileType;
+use wdiff_format::io_at::WriteAt;
 use wdiff_format::open::WdiffReader;
 use wdiff_format::record::{DiffRecord, RecordKind};
+use wdiff_format::split::MaxIo;
+use wdiff_format::write::WriteOptions;
+use wlog_format::units::LogUuid;
 
 fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/golden")
@@ -38,6 +43,14 @@ pub fn entry(id: &str) -> &'static Value {
 
 /// The uncompressed content of a golden file; `zeroN` are images that are not stored.
 pub fn content(id: &str) -> Vec<u8> {
+    static IMAGES: Mutex<BTreeMap<String, Vec<u8>>> = Mutex::new(BTreeMap::new());
+    if !id.starts_with("base") {
+        return load(id);
+    }
+    IMAGES.lock().unwrap().entry(id.into()).or_insert_with(|| load(id)).clone()
+}
+
+fn load(id: &str) -> Vec<u8> {
     if let Some(mib) = id.strip_prefix("zero") {
         return vec![0; mib.parse::<usize>().unwrap() << 20];
     }
@@ -143,4 +156,47 @@ pub fn blockmap_digest(records: &[Plain]) -> String {
         sha.update(block.unwrap_or_default());
     }
     to_hex(&sha.finalize())
+}
+
+/// Options for a small test file.
+pub fn options(file_type: FileType, max_io: MaxIo, compression: &str) -> WriteOptions {
+    WriteOptions {
+        file_type,
+        uuid: LogUuid([7; 16]),
+        compression: compression.parse().unwrap(),
+        max_io,
+        threads: 2,
+    }
+}
+
+/// The golden sizes: `null` is the default, 0 no limit.
+pub fn max_io(param: &Value) -> MaxIo {
+    match param {
+        Value::Null => MaxIo::default(),
+        Value::Number(_) => MaxIo::NONE,
+        Value::String(s) => match s.as_str() {
+            "4K" => MaxIo::from_blocks(8),
+            "16K" => MaxIo::from_blocks(32),
+            other => panic!("max_io {other}"),
+        },
+        other => panic!("max_io {other}"),
+    }
+}
+
+/// Reads a wdiff that lies in memory.
+pub fn read_back(dir: &Path, bytes: &[u8]) -> WdiffReader {
+    let path = dir.join("read_back");
+    fs::write(&path, bytes).unwrap();
+    WdiffReader::open(&path).unwrap()
+}
+
+/// An image in memory.
+pub struct MemoryImage(pub Vec<u8>);
+
+impl WriteAt for MemoryImage {
+    fn write_all_at(&mut self, data: &[u8], offset: u64) -> std::io::Result<()> {
+        let from = usize::try_from(offset).unwrap();
+        self.0[from..from + data.len()].copy_from_slice(data);
+        Ok(())
+    }
 }

@@ -1,0 +1,158 @@
+//! Writing an indexed wdiff (`formats.md` §6.4, §6.6): data in the order of arrival, the index
+//! last. Memory grows with the index only.
+
+use std::io::Write;
+
+use wlog_format::units::{Lb, LogUuid};
+use zerocopy::IntoBytes;
+
+use crate::compression::CompressionKind;
+use crate::error::WdiffError;
+use crate::header::{FileHeader, FileType};
+use crate::layout::{RawIndexRecord, RawIndexSuper, own_checksum};
+use crate::record::{Body, EncodedRecord, RecordKind};
+use crate::sorted_writer::check;
+use crate::split::{CutRule, MaxIo, Overlay, Span};
+
+/// Index records that are written at once.
+const INDEX_CHUNK_RECORDS: usize = 1024;
+
+/// Writes an indexed wdiff. I/Os may overlap: the later one wins. Without
+/// [`IndexedWriter::finish`] the file has no index, and readers refuse it.
+#[derive(Debug)]
+pub struct IndexedWriter<W> {
+    output: W,
+    offset: u64,
+    index: Overlay<Piece>,
+    n_data: u32,
+}
+
+/// A piece of an I/O, as the index holds it.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    blocks: u32,
+    io_offset: u32,
+    kind: RecordKind,
+    compression: CompressionKind,
+    data_offset: u64,
+    data_size: u32,
+    orig_blocks: u32,
+    checksum: u32,
+}
+
+impl Span for Piece {
+    fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    fn cut(&self, skip: u32, blocks: u32) -> Self {
+        Self { blocks, io_offset: self.io_offset + skip, ..*self }
+    }
+}
+
+impl<W: Write> IndexedWriter<W> {
+    /// Writes the file header. Hand in a buffered output: small data is written one by one.
+    ///
+    /// # Errors
+    /// The output cannot be written.
+    pub fn new(output: W, uuid: LogUuid, max_io: MaxIo) -> Result<Self, WdiffError> {
+        let index = Overlay::new(CutRule::Aligned(max_io));
+        let mut writer = Self { output, offset: 0, index, n_data: 0 };
+        writer.put(&FileHeader { file_type: FileType::Indexed, uuid }.encode())?;
+        Ok(writer)
+    }
+
+    /// Adds an I/O, over everything that was added before.
+    ///
+    /// # Errors
+    /// The output cannot be written, or the I/O is too large.
+    pub fn add(&mut self, io: &EncodedRecord) -> Result<(), WdiffError> {
+        check(io, Lb(0))?;
+        let mut piece = Piece {
+            blocks: io.blocks,
+            io_offset: 0,
+            kind: io.kind(),
+            compression: CompressionKind::None,
+            data_offset: self.offset,
+            data_size: 0,
+            orig_blocks: 0,
+            checksum: 0,
+        };
+        if let Body::Data(stored) = &io.body {
+            piece.compression = stored.kind;
+            piece.data_size = u32::try_from(stored.bytes.len()).unwrap_or(u32::MAX);
+            piece.orig_blocks = io.blocks;
+            piece.checksum = stored.checksum;
+            self.put(&stored.bytes)?;
+        }
+        self.index.insert(io.address, &piece);
+        self.n_data = self.n_data.saturating_add(1);
+        Ok(())
+    }
+
+    /// Index records so far.
+    #[must_use]
+    pub fn n_records(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Writes the index, and gives back the flushed output.
+    ///
+    /// # Errors
+    /// The output cannot be written, or the index has more records than a file can have.
+    pub fn finish(mut self) -> Result<W, WdiffError> {
+        let Ok(n_records) = u32::try_from(self.index.len()) else {
+            let what = "an indexed wdiff has 2^32 records at most";
+            return Err(WdiffError::Unwritable { address: 0, what });
+        };
+        let pad = self.offset.next_multiple_of(8) - self.offset;
+        self.put([0; 8].split_at(wlog_format::units::to_usize(pad)).0)?;
+        let index_offset = self.offset;
+        let rule = CutRule::Aligned(MaxIo::NONE);
+        let index = std::mem::replace(&mut self.index, Overlay::new(rule));
+        let mut chunk = Vec::with_capacity(INDEX_CHUNK_RECORDS);
+        for (address, piece) in index {
+            chunk.push(raw(address, &piece));
+            if chunk.len() == INDEX_CHUNK_RECORDS {
+                self.put(chunk.as_bytes())?;
+                chunk.clear();
+            }
+        }
+        self.put(chunk.as_bytes())?;
+        let mut end = RawIndexSuper {
+            index_offset: index_offset.into(),
+            n_records: n_records.into(),
+            n_data: self.n_data.into(),
+            ..RawIndexSuper::default()
+        };
+        end.checksum = own_checksum(end.as_bytes());
+        self.put(end.as_bytes())?;
+        let offset = self.offset;
+        self.output.flush().map_err(|source| WdiffError::Output { offset, source })?;
+        Ok(self.output)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), WdiffError> {
+        let offset = self.offset;
+        self.output.write_all(bytes).map_err(|source| WdiffError::Output { offset, source })?;
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+fn raw(address: u64, piece: &Piece) -> RawIndexRecord {
+    let mut raw = RawIndexRecord {
+        io_address: address.into(),
+        io_blocks: piece.blocks.into(),
+        flags: piece.kind.flags(),
+        compression: piece.compression.code(),
+        data_offset: piece.data_offset.into(),
+        data_size: piece.data_size.into(),
+        io_offset: piece.io_offset.into(),
+        orig_blocks: piece.orig_blocks.into(),
+        io_checksum: piece.checksum.into(),
+        ..RawIndexRecord::default()
+    };
+    raw.rec_checksum = own_checksum(raw.as_bytes());
+    raw
+}
