@@ -10,6 +10,7 @@
 //! - [`buffer`]: page-aligned memory that becomes [`bytes::Bytes`] without a copy, pooled.
 //! - [`device`]: the trait that every role does its I/O through, and its error conventions.
 //! - [`open`], [`probe()`], [`grow`]: files and block devices of the host.
+//! - [`sim`]: a disk in memory that loses, tears, fails and hangs on request.
 //! - [`nbd`]: serves volumes to NBD clients.
 //!
 //! Invariants:
@@ -26,6 +27,7 @@ mod file;
 pub mod nbd;
 mod probe;
 mod request;
+pub mod sim;
 mod sys;
 mod uring;
 mod workers;
