@@ -21,17 +21,20 @@ pub struct FreezeTicket(u64);
 
 impl Volume {
     /// Makes writes wait from now on; reads go on. When it returns, everything that was acknowledged
-    /// is permanent, and the log positions stand still. A frozen volume can be frozen again: the later
-    /// ticket counts.
+    /// is permanent, and the log positions stand still but for `written`.
     ///
     /// # Errors
-    /// When the volume has failed or fails meanwhile; it is not frozen then.
+    /// When the volume is frozen already or being reset, has failed or fails meanwhile. It is not
+    /// frozen by this then.
     pub async fn freeze(&self) -> Result<FreezeTicket, VolumeError> {
         static TICKETS: AtomicU64 = AtomicU64::new(0);
         let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
         {
             let mut state = self.core().state.lock();
             state.check_alive()?;
+            if state.frozen.is_some() || state.held {
+                return Err(VolumeError::Frozen);
+            }
             state.frozen = Some(ticket);
         }
         let settled = self.core().settle().await;

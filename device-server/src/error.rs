@@ -39,8 +39,8 @@ pub enum VolumeError {
         /// Size of the volume in bytes.
         size: u64,
     },
-    /// The volume is frozen and this would have to write.
-    #[error("the volume is frozen")]
+    /// The volume is frozen, or its log is being reset.
+    #[error("the volume is frozen, or its log is being reset")]
     Frozen,
     /// An lsid that `oldest` cannot be set to.
     #[error("oldest cannot be set to {lsid}: {why}")]

@@ -34,7 +34,17 @@ pub(crate) const MAX_BATCH_BYTES: u64 = 16 << 20;
 pub const MIN_PENDING_BYTES: u64 = 4 * MAX_RECORD_BYTES;
 
 /// What happens to writes when the log device is full of logs that were not released yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    clap::ValueEnum,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum OverflowPolicy {
     /// The application never stops. Logs are lost; backup must start anew with a log reset.

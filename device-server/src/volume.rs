@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use block_io::device::{BlockDevice, check_range};
+use block_io::device::{BlockDevice, Extent, check_range};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
@@ -167,6 +167,26 @@ impl Volume {
             }
         });
         Ok(pieces.collect())
+    }
+
+    /// Which parts of a range hold nothing (and read as zeros), in order. A hint: it may be late for
+    /// what is written at the same time.
+    ///
+    /// # Errors
+    /// When the range is wrong or the data device fails.
+    pub async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>, VolumeError> {
+        self.check(offset, len)?;
+        let (start, blocks) = (Lb::from_bytes(offset), Lb::from_bytes(len));
+        let runs = self.core.state.lock().overlay.lookup(start, blocks);
+        let mut extents = Vec::new();
+        for run in runs {
+            let len = run.blocks.bytes();
+            match run.payload {
+                Some(payload) => extents.push(Extent { len, hole: payload == Payload::Zero }),
+                None => extents.extend(self.core.data.extents(run.start.bytes(), len).await?),
+            }
+        }
+        Ok(extents)
     }
 
     /// Writes `data` at `offset`. When it returns, the write is on the log device, and durable there

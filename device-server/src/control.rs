@@ -1,0 +1,236 @@
+//! The control service: `walb.v1.DeviceControl`, for the storage role and the tools.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt};
+use proto::v1;
+use proto::v1::device_control_server::{DeviceControl, DeviceControlServer};
+use server_kit::error::{Reason, RoleError};
+use server_kit::shutdown::Shutdown;
+use tokio_stream::wrappers::WatchStream;
+use tonic::{Request, Response};
+use wlog_format::units::{Lb, Lsid};
+
+use crate::admin::{FreezeTicket, MAX_FREEZE};
+use crate::core::Status;
+use crate::error::VolumeError;
+use crate::options::OverflowPolicy;
+use crate::positions::Positions;
+use crate::volume::Volume;
+
+/// A volume and how it is reached.
+#[derive(Clone)]
+pub struct Served {
+    /// The volume.
+    pub volume: Arc<Volume>,
+    /// NBD URIs.
+    pub frontends: Vec<String>,
+}
+
+/// All volumes of the process, by name.
+pub type ServedVolumes = BTreeMap<String, Served>;
+
+/// Serves `walb.v1.DeviceControl`.
+pub struct ControlService {
+    volumes: ServedVolumes,
+    shutdown: Shutdown,
+}
+
+type Answer<T> = Result<Response<T>, tonic::Status>;
+
+impl ControlService {
+    /// The service, ready for `Routes::new`. Watches end when shutdown is requested.
+    #[must_use]
+    pub fn server(volumes: ServedVolumes, shutdown: Shutdown) -> DeviceControlServer<Self> {
+        DeviceControlServer::new(Self { volumes, shutdown })
+    }
+
+    fn find(&self, name: &str) -> Result<&Served, RoleError> {
+        self.volumes.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.volumes.keys().map(String::as_str).collect();
+            RoleError::unknown_volume(name)
+                .with_next_step(format!("this device role serves: {}", known.join(", ")))
+        })
+    }
+
+    /// Freezes all of these or none.
+    async fn freeze_group(
+        &self,
+        names: &[String],
+    ) -> Result<Vec<(Arc<Volume>, FreezeTicket)>, RoleError> {
+        if names.is_empty() {
+            return Err(RoleError::bad_request("freeze of no volume at all"));
+        }
+        let mut group = Vec::with_capacity(names.len());
+        for name in names {
+            group.push(Arc::clone(&self.find(name)?.volume));
+        }
+        group.sort_by(|a, b| a.name().cmp(b.name()));
+        group.dedup_by(|a, b| a.name() == b.name());
+        let mut frozen = Vec::with_capacity(group.len());
+        for volume in group {
+            match volume.freeze().await {
+                Ok(ticket) => frozen.push((volume, ticket)),
+                Err(error) => {
+                    melt(&frozen);
+                    return Err(refused(&volume, "freeze", error));
+                }
+            }
+        }
+        Ok(frozen)
+    }
+}
+
+fn melt(frozen: &[(Arc<Volume>, FreezeTicket)]) {
+    for (volume, ticket) in frozen {
+        volume.melt_ticket(*ticket);
+    }
+}
+
+#[tonic::async_trait]
+impl DeviceControl for ControlService {
+    async fn list(&self, _: Request<v1::Empty>) -> Answer<v1::DeviceVolumeList> {
+        let volumes = self.volumes.values().map(describe).collect();
+        Ok(Response::new(v1::DeviceVolumeList { volumes }))
+    }
+
+    async fn get(&self, request: Request<v1::VolumeRef>) -> Answer<v1::DeviceVolume> {
+        Ok(Response::new(describe(self.find(&request.get_ref().volume)?)))
+    }
+
+    async fn set_oldest(&self, request: Request<v1::SetOldestRequest>) -> Answer<v1::LogPositions> {
+        let v1::SetOldestRequest { volume, oldest } = request.into_inner();
+        let volume = &self.find(&volume)?.volume;
+        let done = volume.set_oldest(Lsid(oldest)).await;
+        done.map_err(|error| refused(volume, "release logs of", error))?;
+        Ok(Response::new(positions(&volume.status().positions)))
+    }
+
+    async fn take_checkpoint(&self, request: Request<v1::VolumeRef>) -> Answer<v1::LogPositions> {
+        let volume = &self.find(&request.get_ref().volume)?.volume;
+        let done = volume.take_checkpoint().await;
+        done.map_err(|error| refused(volume, "take a checkpoint of", error))?;
+        Ok(Response::new(positions(&volume.status().positions)))
+    }
+
+    async fn reset_log(&self, request: Request<v1::VolumeRef>) -> Answer<v1::DeviceVolume> {
+        let served = self.find(&request.get_ref().volume)?;
+        let done = served.volume.reset_log().await;
+        done.map_err(|error| refused(&served.volume, "reset the log of", error))?;
+        Ok(Response::new(describe(served)))
+    }
+
+    async fn resize(&self, request: Request<v1::ResizeRequest>) -> Answer<v1::DeviceVolume> {
+        let served = self.find(&request.get_ref().volume)?;
+        let done = served.volume.resize(Lb(request.get_ref().size_lb)).await;
+        done.map_err(|error| refused(&served.volume, "resize", error))?;
+        Ok(Response::new(describe(served)))
+    }
+
+    async fn freeze(&self, request: Request<v1::FreezeRequest>) -> Answer<v1::Empty> {
+        let v1::FreezeRequest { volumes, timeout_ms } = request.into_inner();
+        let frozen = self.freeze_group(&volumes).await?;
+        let timeout = match timeout_ms {
+            0 => MAX_FREEZE,
+            ms => Duration::from_millis(ms).min(MAX_FREEZE),
+        };
+        tokio::spawn(async move {
+            tokio::time::sleep(timeout).await;
+            melt(&frozen);
+        });
+        Ok(Response::new(v1::Empty {}))
+    }
+
+    async fn melt(&self, request: Request<v1::MeltRequest>) -> Answer<v1::Empty> {
+        let mut volumes = Vec::new();
+        for name in &request.get_ref().volumes {
+            volumes.push(&self.find(name)?.volume);
+        }
+        volumes.iter().for_each(|volume| volume.melt());
+        Ok(Response::new(v1::Empty {}))
+    }
+
+    type WatchStream = BoxStream<'static, Result<v1::DeviceEvent, tonic::Status>>;
+
+    async fn watch(&self, request: Request<v1::VolumeRef>) -> Answer<Self::WatchStream> {
+        let volume = &self.find(&request.get_ref().volume)?.volume;
+        let changes = WatchStream::new(volume.watch());
+        let until = self.shutdown.requested().cancelled_owned();
+        Ok(Response::new(changes.map(|status| Ok(event(&status))).take_until(until).boxed()))
+    }
+}
+
+fn positions(positions: &Positions) -> v1::LogPositions {
+    v1::LogPositions {
+        oldest: positions.oldest.0,
+        prev_written: positions.prev_written.0,
+        written: positions.written.0,
+        permanent: positions.permanent.0,
+        flush: positions.flush.0,
+        completed: positions.completed.0,
+        latest: positions.latest.0,
+    }
+}
+
+fn event(status: &Status) -> v1::DeviceEvent {
+    v1::DeviceEvent {
+        positions: Some(positions(&status.positions)),
+        overflow: status.overflow,
+        size_lb: status.size.0,
+        log_uuid: Bytes::copy_from_slice(&status.uuid.0),
+    }
+}
+
+fn describe(served: &Served) -> v1::DeviceVolume {
+    let volume = &served.volume;
+    let status = volume.status();
+    v1::DeviceVolume {
+        name: volume.name().to_owned(),
+        size_lb: status.size.0,
+        physical_block_bytes: status.ring.block_size().bytes(),
+        log_uuid: Bytes::copy_from_slice(&status.uuid.0),
+        salt: status.salt.0,
+        ring_size_pb: status.ring.size().0,
+        positions: Some(positions(&status.positions)),
+        overflow: status.overflow,
+        frozen: status.frozen,
+        policy: policy(volume.options().policy).into(),
+        log_path: volume.log().path_hint(),
+        data_path: volume.data().path_hint(),
+        frontends: served.frontends.clone(),
+        pending_bytes: status.pending_bytes,
+        failure: status.failure.as_deref().unwrap_or_default().to_owned(),
+    }
+}
+
+const fn policy(policy: OverflowPolicy) -> v1::OverflowPolicy {
+    match policy {
+        OverflowPolicy::Overwrite => v1::OverflowPolicy::Overwrite,
+        OverflowPolicy::Stall => v1::OverflowPolicy::Stall,
+        OverflowPolicy::Error => v1::OverflowPolicy::Error,
+    }
+}
+
+/// The typed error of an operation that a volume refused.
+fn refused(volume: &Volume, attempt: &str, error: VolumeError) -> RoleError {
+    let name = volume.name();
+    let message = format!("cannot {attempt} volume {name}: {error}");
+    match error {
+        VolumeError::Frozen => RoleError::new(Reason::WrongState, message)
+            .with_state("frozen", &["not frozen".to_owned()])
+            .with_next_step("melt it, or wait for the timeout of the freeze"),
+        VolumeError::Stopping => RoleError::stopping(message),
+        VolumeError::Overflow => RoleError::overflow(name, message)
+            .with_next_step("take a hash backup: it starts with a log reset"),
+        VolumeError::LogFull => RoleError::no_space(message),
+        VolumeError::BadSize { .. } => RoleError::wrong_size(message),
+        VolumeError::Range { .. } | VolumeError::BadOldest { .. } => {
+            RoleError::bad_request(message)
+        }
+        VolumeError::Failed(_) | VolumeError::Io(_) => RoleError::new(Reason::Io, message),
+    }
+    .with_volume(name)
+}

@@ -1,0 +1,177 @@
+//! The role as a whole: opens the volumes, serves them, and brings them down in order.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use block_io::nbd::server::{Limits, Listener as NbdListener, NbdServer};
+use proto::v1::Role;
+use server_kit::net::{Endpoint, Listener};
+use server_kit::operations::Operations;
+use server_kit::role::RoleServer;
+use server_kit::shutdown::Shutdown;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+use crate::config::{ServeArgs, VolumeSpec};
+use crate::control::{ControlService, Served, ServedVolumes};
+use crate::format::{DeviceRole, open_device};
+use crate::frontend::VolumeExport;
+use crate::options::VolumeOptions;
+use crate::volume::Volume;
+
+/// Runs the device role until `shutdown`. A graceful one brings everything that was accepted to the data
+/// devices; a forced one leaves that to redo.
+///
+/// # Errors
+/// When the settings are wrong, a volume cannot be opened, or an address cannot be listened on.
+pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
+    let args = server_kit::config::load(args.config.clone().as_deref(), args)?;
+    check(&args)?;
+    let mut volumes = BTreeMap::new();
+    for spec in &args.volume {
+        let options = args.options(spec).map_err(anyhow::Error::msg)?;
+        let volume = open_volume(spec, options).await;
+        let volume = volume.with_context(|| format!("volume {} cannot be served", spec.name))?;
+        let served = Served { volume: Arc::new(volume), frontends: Vec::new() };
+        volumes.insert(spec.name.to_string(), served);
+    }
+    let result = serve_volumes(&args, &mut volumes, &shutdown).await;
+    close(volumes, &shutdown).await;
+    result
+}
+
+fn check(args: &ServeArgs) -> anyhow::Result<()> {
+    ensure!(!args.volume.is_empty(), "no volume to serve: say --volume NAME=DATA,LOG");
+    for (index, spec) in args.volume.iter().enumerate() {
+        let twice = args.volume.iter().skip(index + 1).any(|other| other.name == spec.name);
+        ensure!(!twice, "two volumes have the name {}", spec.name);
+    }
+    Ok(())
+}
+
+/// Opens the devices of one volume and redoes its log.
+async fn open_volume(spec: &VolumeSpec, options: VolumeOptions) -> anyhow::Result<Volume> {
+    let log = open_device(&absolute(&spec.log)?, DeviceRole::Log).await?;
+    let data = open_device(&absolute(&spec.data)?, DeviceRole::Data).await?;
+    let (volume, redo) = Volume::open(spec.name.as_str(), log, data, options).await?;
+    tracing::info!(
+        volume = %spec.name, begin = %redo.begin, end = %redo.end, writes = redo.writes,
+        cut_records = redo.cut_records, stale_packs = redo.stale_packs, "redo done"
+    );
+    if redo.overflow {
+        tracing::error!(volume = %spec.name, "the log has overflowed: backup must start anew");
+    }
+    Ok(volume)
+}
+
+/// The path as others (the storage role) can use it too.
+fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {
+    std::path::absolute(path).with_context(|| format!("path {}", path.display()))
+}
+
+async fn serve_volumes(
+    args: &ServeArgs,
+    volumes: &mut ServedVolumes,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let export = |served: &Served| Arc::new(VolumeExport::new(Arc::clone(&served.volume))) as _;
+    let exports: HashMap<_, _> =
+        volumes.iter().map(|(name, served)| (name.clone(), export(served))).collect();
+    let nbd = NbdServer::new(exports, Limits::default())?;
+    let mut listeners = Vec::new();
+    for endpoint in &args.nbd {
+        let (listener, uri) = listen_nbd(endpoint, args.insecure).await?;
+        for (name, served) in volumes.iter_mut() {
+            served.frontends.push(uri.replace("NAME", name));
+        }
+        listeners.push(listener);
+    }
+    let control = match &args.control {
+        Some(path) => Some(Listener::bind(&control_endpoint(path)?, false).await?),
+        None => None,
+    };
+    let frontends = TaskTracker::new();
+    for listener in listeners {
+        let (nbd, stop) = (nbd.clone(), shutdown.requested());
+        frontends.spawn(async move { nbd.serve(listener, stop).await });
+    }
+    frontends.close();
+    for (name, served) in volumes.iter() {
+        tracing::info!(volume = %name, at = ?served.frontends, "serving the volume");
+    }
+    let served = serve_control(args, control, volumes, shutdown).await;
+    // Without a control service there is nothing else that would wait for the end.
+    shutdown.requested().cancelled().await;
+    frontends.wait().await;
+    served
+}
+
+async fn serve_control(
+    args: &ServeArgs,
+    listener: Option<Listener>,
+    volumes: &ServedVolumes,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let Some(listener) = listener else {
+        server_kit::shutdown::ready();
+        return Ok(());
+    };
+    let id = match &args.id {
+        Some(id) => id.clone(),
+        None => "device".parse()?,
+    };
+    let (operations, shutdown) = (Operations::new(), shutdown.clone());
+    let service = ControlService::server(volumes.clone(), shutdown.clone());
+    let server =
+        RoleServer { role: Role::Device, id, listener, operations, shutdown: shutdown.clone() };
+    let served = server.run(Routes::new(service)).await;
+    if served.is_err() {
+        // Nobody could administer the volumes any more.
+        shutdown.request(proto::v1::StopMode::Graceful);
+    }
+    Ok(served?)
+}
+
+/// `PATH` or `unix:PATH`.
+fn control_endpoint(path: &Path) -> anyhow::Result<Endpoint> {
+    let text = path.to_string_lossy();
+    let path = text.strip_prefix("unix:").map_or(path, Path::new);
+    Ok(Endpoint::Unix(absolute(path)?))
+}
+
+/// A listener, and the URI of its exports with `NAME` for the name of the volume.
+async fn listen_nbd(endpoint: &Endpoint, insecure: bool) -> anyhow::Result<(NbdListener, String)> {
+    match endpoint {
+        Endpoint::Unix(path) => {
+            let path = absolute(path)?;
+            let uri = format!("nbd+unix:///NAME?socket={}", path.display());
+            Ok((NbdListener::unix(&path).await?, uri))
+        }
+        Endpoint::Tcp(address) => {
+            let found = tokio::net::lookup_host(address).await;
+            let mut found = found.with_context(|| format!("address {address}"))?;
+            let address = found.next().with_context(|| format!("{address} has no address"))?;
+            ensure!(
+                insecure || address.ip().is_loopback(),
+                "refused to serve NBD on {address} without TLS: others can reach it; \
+                 use loopback or a Unix socket, or say --insecure"
+            );
+            let listener = NbdListener::tcp(address).await?;
+            let address = listener.tcp_address().unwrap_or(address);
+            Ok((listener, format!("nbd://{address}/NAME")))
+        }
+    }
+}
+
+async fn close(volumes: ServedVolumes, shutdown: &Shutdown) {
+    for (name, served) in volumes {
+        tokio::select! {
+            closed = served.volume.close() => if let Err(error) = closed {
+                tracing::error!(volume = %name, %error, "not closed in order; redo will mend that");
+            },
+            () = shutdown.forced().cancelled_owned() => {}
+        }
+    }
+}
