@@ -3,6 +3,7 @@
 //! They stream: memory is bounded by one log pack, whatever the size of the file. `-` is stdin or
 //! stdout. Every error names the file it is about.
 
+mod image;
 pub(crate) mod ldev;
 mod packs;
 pub(crate) mod wlog;

@@ -1,18 +1,24 @@
 //! `walb wlog`: tools for log streams.
 
+mod generate;
+mod redo;
 mod show;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use std::io::Read;
 use wlog_format::stream::WlogReader;
 
 /// `walb wlog ...`
 #[derive(Debug, Subcommand)]
 pub(crate) enum WlogCommand {
+    /// Make a wlog of random writes and discards
+    Gen(generate::GenArgs),
+    /// Write a log onto an image
+    Redo(redo::RedoArgs),
     /// List the packs and records of a wlog
     Show(show::ShowArgs),
     /// Check everything in a wlog
@@ -22,6 +28,8 @@ pub(crate) enum WlogCommand {
 impl WlogCommand {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
+            Self::Gen(args) => generate::run(&args),
+            Self::Redo(args) => redo::run(&args),
             Self::Show(args) => show::run(&args),
             Self::Verify(args) => verify::run(&args),
         }
@@ -37,10 +45,6 @@ pub(crate) struct WlogInput {
 }
 
 impl WlogInput {
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(crate) fn open(&self) -> anyhow::Result<WlogReader<Box<dyn Read + Send>>> {
         let input = super::open_input(&self.path)?;
         WlogReader::new(input).with_context(|| self.what_failed())

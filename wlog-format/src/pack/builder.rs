@@ -8,7 +8,7 @@ use super::{
     raw::RECORD_BYTES,
 };
 use crate::ring::Ring;
-use crate::units::{Lb, Lsid, Pb, Salt};
+use crate::units::{BlockSize, Lb, Lsid, Pb, Salt};
 
 /// What became of an I/O that was offered to a [`PackBuilder`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +90,27 @@ impl PackBuilder {
         self.push(RecordKind::Discard, address, blocks, 0)
     }
 
+    /// Offers padding of one's own choice, 0 blocks allowed. A pack takes it once.
+    pub fn try_add_padding(&mut self, blocks: Pb) -> Add {
+        let Some(len) = self.padding_len(blocks) else { return Add::TooLarge };
+        let room = self.header.total_io + blocks <= MAX_PACK && self.free_records() > 0;
+        if !room || self.header.paddings() > 0 {
+            return Add::Full;
+        }
+        self.push(RecordKind::Padding, Lb(0), len, 0)
+    }
+
+    /// The most blocks that one padding record can express.
+    #[must_use]
+    pub fn max_padding(block_size: BlockSize) -> Pb {
+        Pb(MAX_WRITE.0 / block_size.logical_blocks())
+    }
+
+    fn padding_len(&self, blocks: Pb) -> Option<u32> {
+        let len = Lb(blocks.0.checked_mul(self.header.block_size.logical_blocks())?);
+        (len <= MAX_WRITE).then(|| u32::try_from(len.0).ok()).flatten()
+    }
+
     /// The length, when one record can express the I/O and the pack's end stays a valid lsid.
     fn fitting(&self, address: Lb, len: Lb, max: Lb) -> Option<u32> {
         address.checked_add(len)?;
@@ -110,10 +131,9 @@ impl PackBuilder {
         max_records(self.header.block_size) - self.header.records.len()
     }
 
+    /// The padding before a write, shorter than that: 65528 sectors at most.
     fn push_padding(&mut self, blocks: Pb) {
-        let len = blocks.0 * self.header.block_size.logical_blocks();
-        // Shorter than the write that it precedes, in whole blocks: 65528 sectors at most.
-        if let Ok(len) = u32::try_from(len) {
+        if let Some(len) = self.padding_len(blocks) {
             let _ = self.push(RecordKind::Padding, Lb(0), len, 0);
         }
     }

@@ -276,26 +276,16 @@ impl PackHeader {
         Some(Self { records, total_io, ..*self })
     }
 
-    /// The same pack at another place in the log and under another salt. The data checksums are
-    /// taken from `checksum`, called for every write.
-    ///
-    /// `None` when its end would be no valid lsid.
+    /// The same pack at another place in the log; `None` when its end would be no valid lsid. Its
+    /// data stays as it is, and so do the checksums of the records.
     #[must_use]
-    pub fn moved(
-        &self,
-        lsid: Lsid,
-        salt: Salt,
-        mut checksum: impl FnMut(usize, &Record) -> u32,
-    ) -> Option<Self> {
+    pub fn moved_to(&self, lsid: Lsid) -> Option<Self> {
         lsid.checked_add(Pb(1) + self.total_io)?;
-        let mut made = Self { lsid, salt, ..self.clone() };
-        for (index, record) in made.records.iter_mut().enumerate() {
+        let mut moved = Self { lsid, ..self.clone() };
+        for record in &mut moved.records {
             record.lsid = lsid + record.lsid.distance_from(self.lsid);
-            if record.kind == RecordKind::Normal {
-                record.checksum = checksum(index, record);
-            }
         }
-        Some(made)
+        Some(moved)
     }
 }
 

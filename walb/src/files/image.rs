@@ -1,0 +1,76 @@
+//! The image that a log is written onto: a file or block device, never changed in size.
+
+use std::fs::File;
+use std::io::{self, Seek as _, SeekFrom};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use nix::fcntl::{FallocateFlags, fallocate};
+use wlog_format::pack::Record;
+use wlog_format::units::{Lb, to_usize};
+
+/// An image that is open for writing.
+#[derive(Debug)]
+pub(crate) struct Image {
+    path: PathBuf,
+    file: File,
+    size: Lb,
+}
+
+impl Image {
+    /// Opens one that exists.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let open = || -> io::Result<(File, u64)> {
+            let mut file = File::options().read(true).write(true).open(path)?;
+            let bytes = file.seek(SeekFrom::End(0))?;
+            Ok((file, bytes))
+        };
+        let (file, bytes) =
+            open().with_context(|| format!("cannot open image {}", path.display()))?;
+        Ok(Self { path: path.to_path_buf(), file, size: Lb::from_bytes(bytes) })
+    }
+
+    /// Does the I/O lie on the image, all of it?
+    pub(crate) fn holds(&self, io: &Record) -> bool {
+        io.end() <= self.size
+    }
+
+    /// Writes `data`.
+    pub(crate) fn write(&self, address: Lb, data: &[u8]) -> anyhow::Result<()> {
+        self.file.write_all_at(data, address.bytes()).with_context(|| self.failed("write", address))
+    }
+
+    /// Makes `len` read as zeros, as a hole where the image can have holes.
+    pub(crate) fn zero(&self, address: Lb, len: Lb) -> anyhow::Result<()> {
+        if self.punch_hole(address, len).is_some() {
+            return Ok(());
+        }
+        let zeros = vec![0; 1 << 20];
+        let (mut at, end) = (address.bytes(), (address + len).bytes());
+        while at < end {
+            let part = zeros.get(..to_usize(end - at)).unwrap_or(&zeros);
+            self.file.write_all_at(part, at).with_context(|| self.failed("zero", address))?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// `None` when the image cannot have holes.
+    fn punch_hole(&self, address: Lb, len: Lb) -> Option<()> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let (start, len) = (i64::try_from(address.bytes()), i64::try_from(len.bytes()));
+        fallocate(&self.file, flags, start.ok()?, len.ok()?).ok()
+    }
+
+    /// Makes everything durable.
+    pub(crate) fn sync(&self) -> anyhow::Result<()> {
+        self.file
+            .sync_data()
+            .with_context(|| format!("cannot make {} durable", self.path.display()))
+    }
+
+    fn failed(&self, what: &str, address: Lb) -> String {
+        format!("cannot {what} image {} at sector {address}", self.path.display())
+    }
+}
