@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,9 +102,7 @@ impl Listener {
         let path = path.as_ref();
         let listen =
             |source| ServerError::Listen { address: format!("unix:{}", path.display()), source };
-        let stale = matches!(UnixStream::connect(path).await,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused);
-        if stale {
+        if is_stale_socket(path).await {
             std::fs::remove_file(path).map_err(listen)?;
         }
         let listener = UnixListener::bind(path).map_err(listen)?;
@@ -136,6 +135,14 @@ impl Listener {
             }
         }
     }
+}
+
+/// True for a socket that nobody listens on.
+async fn is_stale_socket(path: &Path) -> bool {
+    let file_type = std::fs::symlink_metadata(path).map(|metadata| metadata.file_type());
+    file_type.is_ok_and(|file_type| file_type.is_socket())
+        && matches!(UnixStream::connect(path).await,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl Drop for Listener {

@@ -2,6 +2,8 @@
 //! it for programs outside.
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
+pub(crate) mod raw;
+
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -52,6 +54,8 @@ pub(crate) struct State {
     pub(crate) allocated: BTreeSet<usize>,
     pub(crate) events: Vec<Event>,
     pub(crate) faults: Vec<Fault>,
+    /// Calls that the server must not make.
+    pub(crate) violations: Vec<String>,
 }
 
 pub(crate) struct MemoryExport {
@@ -112,6 +116,16 @@ impl MemoryExport {
     fn note(&self, event: Event) {
         if self.record {
             self.state.lock().events.push(event);
+        }
+    }
+
+    /// What the server promises of every range.
+    fn check(&self, what: &str, offset: u64, len: u32) {
+        let block = u64::from(self.block);
+        let aligned = offset.is_multiple_of(block) && u64::from(len).is_multiple_of(block);
+        let inside = offset.checked_add(u64::from(len)).is_some_and(|end| end <= self.size);
+        if !aligned || !inside || len == 0 {
+            self.state.lock().violations.push(format!("{what} of {len} at {offset}"));
         }
     }
 
@@ -191,6 +205,7 @@ impl Export for MemoryExport {
 
     fn read(&self, offset: u64, len: u32) -> BoxFuture<'_, Result<Vec<Chunk>, ExportError>> {
         Box::pin(async move {
+            self.check("read", offset, len);
             self.note(Event::Read { offset, len });
             if self.state.lock().faulty(|fault| *fault == Fault::HangAt(offset)) {
                 std::future::pending::<()>().await;
@@ -210,6 +225,7 @@ impl Export for MemoryExport {
         Box::pin(async move {
             assert!(block_io::buffer::is_aligned(&data, 512), "payloads arrive aligned");
             let len = data.len() as u32;
+            self.check("write", offset, len);
             self.note(Event::WriteBegin { offset, len, fua });
             self.pause(offset).await;
             let mut state = self.state.lock();
@@ -239,6 +255,7 @@ impl Export for MemoryExport {
 
     fn trim(&self, offset: u64, len: u32, fua: bool) -> BoxFuture<'_, Result<(), ExportError>> {
         Box::pin(async move {
+            self.check("trim", offset, len);
             self.note(Event::Trim { offset, len, fua });
             self.state.lock().punch(offset as usize, len as usize);
             Ok(())
@@ -252,6 +269,7 @@ impl Export for MemoryExport {
         how: WriteZeroes,
     ) -> BoxFuture<'_, Result<(), ExportError>> {
         Box::pin(async move {
+            self.check("write_zeroes", offset, len);
             self.note(Event::Zeroes { offset, len, how });
             let mut state = self.state.lock();
             if how.no_hole {
@@ -268,7 +286,10 @@ impl Export for MemoryExport {
         offset: u64,
         len: u32,
     ) -> BoxFuture<'_, Result<Vec<Extent>, ExportError>> {
-        Box::pin(async move { Ok(self.state.lock().status(offset as usize, len as usize)) })
+        Box::pin(async move {
+            self.check("block_status", offset, len);
+            Ok(self.state.lock().status(offset as usize, len as usize))
+        })
     }
 }
 
