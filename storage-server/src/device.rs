@@ -1,6 +1,6 @@
 //! A logging block device as the storage role sees it.
 //!
-//! The role uses devices through [`WalbDevice`] alone: one implementation speaks to our device role; the
+//! The role uses devices through [`WalbDevice`] alone: [`control`] speaks to our device role; the
 //! original kernel driver could be a second implementation. Invariant of every implementation:
 //! what [`WalbDevice::watch`] shows is never newer than the truth, and a change is shown without
 //! being asked for.
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use wlog_format::units::{BlockSize, Lb, LogUuid, Lsid, Pb, Salt};
 
 pub mod address;
+pub mod control;
 
 /// Positions of the log (`semantics.md` §1.5), those that this role uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,9 +3,13 @@
 
 pub mod book;
 pub mod budget;
+pub mod chunk;
 pub mod device;
 pub mod log;
 pub mod marks;
 pub mod plan;
+pub mod progress;
+pub mod proxies;
 pub mod reader;
 pub mod state;
+pub mod transfer;

@@ -1,4 +1,4 @@
-//! Where a device is: `CONTROL_SOCKET[#NAME]`.
+//! Where a device is: `CONTROL_SOCKET#NAME`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,30 +12,41 @@ use thiserror::Error;
 pub struct DeviceAddress {
     /// Absolute path of the control socket.
     pub socket: String,
-    /// The volume there; `None`: it has the name that it has here.
-    pub name: Option<String>,
+    /// The volume there.
+    pub name: String,
 }
 
 /// A text that is no address.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("device {0:?} is not CONTROL_SOCKET[#NAME] with an absolute path of a socket")]
+#[error("device {0:?} is not CONTROL_SOCKET#NAME with the absolute path of a socket")]
 pub struct BadAddress(String);
+
+impl DeviceAddress {
+    /// Reads `CONTROL_SOCKET[#NAME]`.
+    ///
+    /// # Errors
+    /// Not an absolute path, or neither `text` nor `default_name` gives a name.
+    pub fn parse(text: &str, default_name: Option<&str>) -> Result<Self, BadAddress> {
+        let (socket, name) = match text.rsplit_once('#') {
+            Some((socket, name)) => (socket, Some(name)),
+            None => (text, default_name),
+        };
+        let socket = socket.strip_prefix("unix:").unwrap_or(socket);
+        let clean = |t: &&str| !t.is_empty() && !t.contains(char::is_control);
+        match name.filter(clean) {
+            Some(name) if socket.starts_with('/') && clean(&socket) => {
+                Ok(Self { socket: socket.to_owned(), name: name.to_owned() })
+            }
+            _ => Err(BadAddress(text.to_owned())),
+        }
+    }
+}
 
 impl FromStr for DeviceAddress {
     type Err = BadAddress;
 
     fn from_str(text: &str) -> Result<Self, BadAddress> {
-        let bad = || BadAddress(text.to_owned());
-        let (socket, name) = match text.rsplit_once('#') {
-            Some((socket, name)) => (socket, Some(name)),
-            None => (text, None),
-        };
-        let socket = socket.strip_prefix("unix:").unwrap_or(socket);
-        let clean = |t: &str| !t.is_empty() && !t.contains(char::is_control);
-        if !socket.starts_with('/') || !clean(socket) || !name.is_none_or(clean) {
-            return Err(bad());
-        }
-        Ok(Self { socket: socket.to_owned(), name: name.map(str::to_owned) })
+        Self::parse(text, None)
     }
 }
 
@@ -55,10 +66,7 @@ impl From<DeviceAddress> for String {
 
 impl fmt::Display for DeviceAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "{}#{name}", self.socket),
-            None => f.write_str(&self.socket),
-        }
+        write!(f, "{}#{}", self.socket, self.name)
     }
 }
 
@@ -68,12 +76,12 @@ mod tests {
 
     #[test]
     fn addresses_survive_text_and_bad_ones_are_refused() {
-        for text in ["/run/walb.sock", "/run/walb.sock#vol0", "/a#b#c"] {
+        for text in ["/run/walb.sock#vol0", "/a#b#c"] {
             assert_eq!(text.parse::<DeviceAddress>().unwrap().to_string(), text);
         }
-        let named: DeviceAddress = "unix:/a#b".parse().unwrap();
-        assert_eq!((named.socket.as_str(), named.name.as_deref()), ("/a", Some("b")));
-        for bad in ["", "#v", "relative", "/a#", "/a\n", "tcp:1.2.3.4:5"] {
+        let default = DeviceAddress::parse("unix:/a", Some("v")).unwrap();
+        assert_eq!(default, DeviceAddress::parse("/a#v", Some("w")).unwrap());
+        for bad in ["", "#v", "relative#v", "/a#", "/a\n#v", "tcp:1.2.3.4:5#v", "/a"] {
             assert!(bad.parse::<DeviceAddress>().is_err(), "{bad:?}");
         }
     }

@@ -1,0 +1,121 @@
+//! The proxies in order of priority, and which of them are worth a try (`semantics.md` §3.6).
+//!
+//! A proxy that cannot be reached is asked in the background until it answers, and transfers go
+//! past it meanwhile, so that a dead first proxy does not cost every transfer its time limit. A
+//! refusal changes nothing: the next transfer may be welcome.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use proto::v1::host_client::HostClient;
+use proto::v1::proxy_client::ProxyClient;
+use proto::v1::{Empty, Role};
+use server_kit::net::{Connector, Endpoint};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::transport::Channel;
+
+/// How often a proxy that is down is asked.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long its answer may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// One proxy.
+pub struct Proxy {
+    /// Its address, which is also its name in messages.
+    pub address: String,
+    channel: Channel,
+    is_down: AtomicBool,
+}
+
+impl Proxy {
+    /// A client for one transfer.
+    #[must_use]
+    pub fn client(&self) -> ProxyClient<Channel> {
+        ProxyClient::new(self.channel.clone())
+    }
+
+    async fn answers(&self) -> bool {
+        let mut client = HostClient::new(self.channel.clone());
+        let answer = tokio::time::timeout(PROBE_TIMEOUT, client.info(Empty {})).await;
+        matches!(answer, Ok(Ok(info)) if info.get_ref().role() == Role::Proxy)
+    }
+}
+
+/// All proxies of this server.
+pub struct ProxySet {
+    proxies: Vec<Arc<Proxy>>,
+    stop: CancellationToken,
+    _stop_probes: DropGuard,
+}
+
+impl ProxySet {
+    /// The proxies in order of priority. Nothing is connected yet.
+    #[must_use]
+    pub fn new(connector: &dyn Connector, endpoints: &[Endpoint]) -> Self {
+        let proxy = |endpoint: &Endpoint| {
+            Arc::new(Proxy {
+                address: endpoint.to_string(),
+                channel: connector.channel(endpoint),
+                is_down: AtomicBool::new(false),
+            })
+        };
+        let stop = CancellationToken::new();
+        let guard = stop.clone().drop_guard();
+        Self { proxies: endpoints.iter().map(proxy).collect(), stop, _stop_probes: guard }
+    }
+
+    /// Whom to try, in order: those that are not known to be down, or all when none is left.
+    #[must_use]
+    pub fn candidates(&self) -> Vec<Arc<Proxy>> {
+        let up = |p: &&Arc<Proxy>| !p.is_down.load(Ordering::Relaxed);
+        let candidates: Vec<_> = self.proxies.iter().filter(up).cloned().collect();
+        if candidates.is_empty() { self.proxies.clone() } else { candidates }
+    }
+
+    /// A connection to it failed: it is left out until it answers.
+    pub fn mark_down(&self, proxy: &Arc<Proxy>) {
+        if proxy.is_down.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(proxy = proxy.address, "does not answer");
+        let (proxy, stop) = (Arc::clone(proxy), self.stop.clone());
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            while proxy.is_down.load(Ordering::Relaxed) {
+                tokio::time::sleep(PROBE_INTERVAL).await;
+                if proxy.answers().await {
+                    proxy.is_down.store(false, Ordering::Relaxed);
+                    tracing::info!(proxy = proxy.address, "answers again");
+                }
+            }
+        }));
+    }
+
+    /// All of them are worth a try again.
+    pub fn kick(&self) {
+        self.proxies.iter().for_each(|p| p.is_down.store(false, Ordering::Relaxed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use server_kit::net::RealConnector;
+
+    #[tokio::test]
+    async fn a_dead_proxy_is_passed_over_while_another_is_left() {
+        let endpoints = ["unix:/nonexistent/a", "unix:/nonexistent/b"].map(|t| t.parse().unwrap());
+        let set = ProxySet::new(&RealConnector, &endpoints);
+        let order = |set: &ProxySet| -> Vec<_> {
+            set.candidates().iter().map(|p| p.address.clone()).collect()
+        };
+        assert_eq!(order(&set), ["unix:/nonexistent/a", "unix:/nonexistent/b"]);
+        let all = set.candidates();
+        set.mark_down(&all[0]);
+        assert_eq!(order(&set), ["unix:/nonexistent/b"]);
+        set.mark_down(&all[1]);
+        assert_eq!(order(&set).len(), 2, "when none is left, all are tried");
+        set.kick();
+        assert_eq!(order(&set).len(), 2);
+    }
+}
