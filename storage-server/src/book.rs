@@ -90,8 +90,8 @@ impl Record {
 /// The record of one volume, in memory and on disk.
 pub struct Book {
     file: Arc<StateFile<Record>>,
-    record: RwLock<Record>,
-    writer: Mutex<()>,
+    record: Arc<RwLock<Record>>,
+    writer: Arc<Mutex<()>>,
 }
 
 impl Book {
@@ -120,7 +120,7 @@ impl Book {
     }
 
     fn holding(file: StateFile<Record>, record: Record) -> Self {
-        Self { file: Arc::new(file), record: RwLock::new(record), writer: Mutex::new(()) }
+        Self { file: Arc::new(file), record: Arc::new(RwLock::new(record)), writer: Arc::default() }
     }
 
     /// The file, for messages.
@@ -135,25 +135,29 @@ impl Book {
     }
 
     /// Changes the record: durable when this returns, and only then visible. Nothing changes when
-    /// `change` fails.
+    /// `change` fails. A caller that gives up waiting does not stop a change that is being written.
     ///
     /// # Errors
     /// That of `change`, or the record cannot be written. What is on disk may then be the new
     /// record; nobody was told of it, and the next update replaces it.
-    pub async fn update<T: Send + 'static>(
+    pub async fn update<T>(
         &self,
-        change: impl FnOnce(&mut Record) -> Result<T, RoleError> + Send,
+        change: impl FnOnce(&mut Record) -> Result<T, RoleError>,
     ) -> Result<T, RoleError> {
-        let _writer = self.writer.lock().await;
+        let writer = Arc::clone(&self.writer).lock_owned().await;
         let mut next = self.record.read().clone();
         let result = change(&mut next)?;
         if next == *self.record.read() {
             return Ok(result);
         }
-        let file = Arc::clone(&self.file);
-        let stored = next.clone();
-        blocking::run(move || file.store(&stored)).await?;
-        *self.record.write() = next;
+        let (file, record) = (Arc::clone(&self.file), Arc::clone(&self.record));
+        let written = blocking::run(move || {
+            let _writer = writer;
+            file.store(&next)?;
+            *record.write() = next;
+            Ok::<_, DurableError>(())
+        });
+        written.await?;
         Ok(result)
     }
 }

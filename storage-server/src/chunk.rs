@@ -4,9 +4,9 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 use proto::v1::Chunk;
-use server_kit::blocking;
 use server_kit::chunks::{self, ChunkCompressor};
-use server_kit::error::RoleError;
+use server_kit::error::{Reason, RoleError};
+use tokio::task::JoinHandle;
 
 /// Fast enough to keep up with a disk; logs of databases shrink to a third.
 const LEVEL: i32 = 1;
@@ -17,16 +17,27 @@ thread_local! {
         RefCell::new(ChunkCompressor::new(LEVEL).ok());
 }
 
-/// A piece of at most 1 MiB as a message, made on a worker thread.
-///
-/// # Errors
-/// When the worker thread fails.
-pub async fn pack(piece: Bytes) -> Result<Chunk, RoleError> {
-    blocking::run(move || {
+/// A chunk in the making; made by a worker thread whether or not anybody waits for it yet.
+pub struct Packing(JoinHandle<Chunk>);
+
+/// Starts to make a message of a piece of at most 1 MiB.
+#[must_use]
+pub fn pack(piece: Bytes) -> Packing {
+    Packing(tokio::task::spawn_blocking(move || {
         COMPRESSOR.with_borrow_mut(|compressor| match compressor {
-            Some(compressor) => Ok::<_, RoleError>(compressor.encode(piece)),
-            None => Ok(chunks::encode(piece)),
+            Some(compressor) => compressor.encode(piece),
+            None => chunks::encode(piece),
         })
-    })
-    .await
+    }))
+}
+
+impl Packing {
+    /// Waits for the chunk.
+    ///
+    /// # Errors
+    /// When the worker thread fails.
+    pub async fn chunk(self) -> Result<Chunk, RoleError> {
+        let failed = |e| RoleError::new(Reason::Io, "a worker thread failed").with_source(e);
+        self.0.await.map_err(failed)
+    }
 }

@@ -3,10 +3,10 @@
 //! Invariants: the end message, and with it the gids, is sent only after every pack of the range
 //! was checked and sent; success means that the proxy has acknowledged a durable wdiff (I5).
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use futures::stream::{self, TryStreamExt};
 use proto::convert::uuid_bytes;
 use proto::v1::proxy_client::ProxyClient;
 use proto::v1::wlog_transfer_request::Step;
@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use wlog_format::units::{Lb, Pb};
 
 use crate::budget::Budget;
-use crate::chunk;
+use crate::chunk::{self, Packing};
 use crate::log::Log;
 use crate::marks::Mark;
 use crate::plan::Plan;
@@ -83,36 +83,30 @@ impl Transfer {
     }
 
     /// Puts the whole transfer into the queue. `None` when nobody takes it out.
-    async fn produce(
-        &self,
-        messages: mpsc::Sender<WlogTransferRequest>,
-    ) -> Result<Option<Mark>, RoleError> {
-        let put = async |step| messages.send(WlogTransferRequest { step: Some(step) }).await;
-        if put(Step::Start(self.start())).await.is_err() {
+    async fn produce(&self, messages: Messages) -> Result<Option<Mark>, RoleError> {
+        if !put(&messages, Step::Start(self.start())).await {
             return Ok(None);
         }
         let (begin, limit) = (self.plan.begin.lsid, self.plan.limit);
         let (log, volume) = (Arc::clone(&self.log), self.volume.clone());
         let mut reader = PackReader::open(log, volume, self.budget.clone(), begin, limit).await;
-        {
-            let pieces = stream::try_unfold(&mut reader, |reader| async {
-                Ok::<_, RoleError>(reader.next().await?.map(|piece| (piece, reader)))
-            });
-            let compressed = pieces
-                .map_ok(chunk::pack)
-                .try_buffered(available_parallelism().map_or(1, Into::into));
-            tokio::pin!(compressed);
-            while let Some(chunk) = compressed.try_next().await? {
-                if put(Step::Chunk(chunk)).await.is_err() {
-                    return Ok(None);
-                }
+        let mut packing = VecDeque::new();
+        let parallel = available_parallelism().map_or(1, Into::into);
+        while let Some(piece) = reader.next().await? {
+            packing.push_back(chunk::pack(piece));
+            if packing.len() > parallel && !send_first(&messages, &mut packing).await? {
+                return Ok(None);
+            }
+        }
+        while !packing.is_empty() {
+            if !send_first(&messages, &mut packing).await? {
+                return Ok(None);
             }
         }
         let reached = reader.reached();
-        let finished = self.plan.finish(reached);
-        let (diff, done) = finished.map_err(|e| self.contradicted(e))?;
+        let (diff, done) = self.plan.finish(reached).map_err(|e| self.contradicted(e))?;
         let end = WlogEnd { end_lsid: reached.0, diff: Some(diff.into()) };
-        Ok(put(Step::End(end)).await.is_ok().then_some(done))
+        Ok(put(&messages, Step::End(end)).await.then_some(done))
     }
 
     fn start(&self) -> WlogStart {
@@ -135,6 +129,23 @@ impl Transfer {
             .with_volume(&self.volume)
             .with_file(path)
             .with_source(error)
+    }
+}
+
+type Messages = mpsc::Sender<WlogTransferRequest>;
+
+/// Whether somebody will take the message.
+async fn put(messages: &Messages, step: Step) -> bool {
+    messages.send(WlogTransferRequest { step: Some(step) }).await.is_ok()
+}
+
+async fn send_first(
+    messages: &Messages,
+    packing: &mut VecDeque<Packing>,
+) -> Result<bool, RoleError> {
+    match packing.pop_front() {
+        Some(first) => Ok(put(messages, Step::Chunk(first.chunk().await?)).await),
+        None => Ok(true),
     }
 }
 

@@ -1,0 +1,96 @@
+//! What all volumes of the server share: its settings, its memory, whom it talks to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::v1::archive_client::ArchiveClient;
+use server_kit::net::{Connector, Endpoint};
+use server_kit::operations::Operations;
+use server_kit::shutdown::Shutdown;
+use server_kit::volume_name::ServerId;
+use tonic::transport::Channel;
+use wlog_format::units::{BlockSize, Pb};
+
+use crate::budget::Budget;
+use crate::device::Devices;
+use crate::proxies::ProxySet;
+
+/// Settings, complete and checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Id of this server.
+    pub id: ServerId,
+    /// The primary archive.
+    pub archive: Endpoint,
+    /// The proxies in order of priority.
+    pub proxies: Vec<Endpoint>,
+    /// Most log of one transfer, in bytes.
+    pub max_wlog_send: u64,
+    /// Shortest time between implicit snapshots.
+    pub snapshot_interval: Duration,
+    /// First pause after a failure.
+    pub retry_min: Duration,
+    /// Longest pause after failures.
+    pub retry_max: Duration,
+    /// Memory for log and backup data, in bytes.
+    pub buffer_memory: u64,
+}
+
+impl Config {
+    /// The piece size in blocks of a log.
+    #[must_use]
+    pub fn piece(&self, block_size: BlockSize) -> Pb {
+        Pb((self.max_wlog_send / u64::from(block_size.bytes())).max(1))
+    }
+}
+
+/// What all volumes share.
+pub struct Shared {
+    /// Settings.
+    pub config: Config,
+    /// Memory for log and backup data.
+    pub budget: Budget,
+    /// Where logs go.
+    pub proxies: ProxySet,
+    /// Where backups go.
+    archive: Channel,
+    /// Where devices come from.
+    pub devices: Arc<dyn Devices>,
+    /// Long jobs.
+    pub operations: Operations,
+    /// Ends the server.
+    pub shutdown: Shutdown,
+}
+
+impl Shared {
+    /// Nothing is connected yet.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        connector: &dyn Connector,
+        devices: Arc<dyn Devices>,
+        shutdown: Shutdown,
+    ) -> Self {
+        Self {
+            budget: Budget::new(config.buffer_memory),
+            proxies: ProxySet::new(connector, &config.proxies),
+            archive: connector.channel(&config.archive),
+            devices,
+            operations: Operations::new(),
+            shutdown,
+            config,
+        }
+    }
+
+    /// A client of the primary archive.
+    #[must_use]
+    pub fn archive(&self) -> ArchiveClient<Channel> {
+        ArchiveClient::new(self.archive.clone())
+    }
+
+    /// Its name in messages.
+    #[must_use]
+    pub fn archive_name(&self) -> String {
+        format!("archive {}", self.config.archive)
+    }
+}
