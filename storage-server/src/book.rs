@@ -160,6 +160,18 @@ impl Book {
         written.await?;
         Ok(result)
     }
+
+    /// [`Book::update`] of the static state alone.
+    ///
+    /// # Errors
+    /// The record cannot be written.
+    pub async fn set_state(&self, state: Saved) -> Result<(), RoleError> {
+        let update = self.update(|record| {
+            record.state = state;
+            Ok(())
+        });
+        update.await
+    }
 }
 
 mod hex_uuid {

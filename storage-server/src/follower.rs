@@ -120,7 +120,8 @@ impl Follower {
             Work::Discard => Worker::Discard(discard::Discarder::new(Arc::clone(volume))),
         };
         let (min, max) = (volume.shared.config.retry_min, volume.shared.config.retry_max);
-        let mut waiting = Waiting { volume, stop: &self.stop, seen, backoff: Backoff::new(min, max) };
+        let mut waiting =
+            Waiting { volume, stop: &self.stop, seen, backoff: Backoff::new(min, max) };
         while !self.stop.is_cancelled() {
             let now = waiting.look();
             let round = AssertUnwindSafe(worker.round(now)).catch_unwind();

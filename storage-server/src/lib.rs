@@ -1,6 +1,7 @@
 //! The storage role: follows log devices, ships wlogs to proxies, runs backups (`design.md` §5).
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod book;
 pub mod budget;
 pub mod chunk;
@@ -13,6 +14,10 @@ pub mod plan;
 pub mod progress;
 pub mod proxies;
 pub mod reader;
+pub mod registry;
+pub mod scan;
+pub mod serve;
+pub mod service;
 pub mod shared;
 pub mod ship;
 pub mod state;

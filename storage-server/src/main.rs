@@ -1,4 +1,27 @@
 //! The `walb-storage` program.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use server_kit::role::run_main;
+use storage_server::serve::{ServeArgs, serve};
+
+/// The storage role of walb: follows log devices, ships logs to proxies, runs backups
+#[derive(Parser)]
+#[command(name = "walb-storage", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves until it is told to stop
+    Serve(Box<ServeArgs>),
+}
+
+fn main() -> ExitCode {
+    let Command::Serve(args) = Cli::parse().command;
+    run_main(args.log_json, |shutdown| serve(*args, shutdown))
+}

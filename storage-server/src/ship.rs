@@ -55,7 +55,9 @@ pub fn lost(status: &Status, history: &History) -> Option<String> {
     }
     if done < positions.oldest {
         let oldest = positions.oldest;
-        return Some(format!("logs up to lsid {oldest} were released, shipped are those to {done}"));
+        return Some(format!(
+            "logs up to lsid {oldest} were released, shipped are those to {done}"
+        ));
     }
     if newest > positions.latest {
         let latest = positions.latest;

@@ -121,7 +121,7 @@ impl Volume {
             self.remember_gap(&why, Saved::Stopped).await?;
             return Err(self.gap_error(&why));
         }
-        self.book.update(|r| Ok(r.state = Saved::Target)).await?;
+        self.book.set_state(Saved::Target).await?;
         self.follow(Work::Ship);
         self.commit_target(transition).await;
         Ok(())
@@ -167,38 +167,39 @@ impl Volume {
         let guard = self.cell.begin_stop(flag).map_err(|_| {
             RoleError::busy(&self.name, format!("volume {} is being stopped", self.name))
         })?;
-        let backup = self.backup.lock().clone();
-        match (guard.begin(&[State::Target], State::StopTarget), backup) {
-            (Ok(transition), _) => {
+        if self.end_backup(force).await? && self.cell.state() == State::SyncReady {
+            return Ok(());
+        }
+        let (via, to, saved) = match self.cell.state() {
+            State::Standby => (State::StopStandby, State::SyncReady, Saved::SyncReady),
+            _ => (State::StopTarget, State::Stopped, Saved::Stopped),
+        };
+        let from = [State::Target, State::Standby];
+        match guard.begin(&from, via) {
+            Ok(transition) => {
                 self.unfollow(force).await;
-                self.book.update(|r| Ok(r.state = Saved::Stopped)).await?;
-                transition.commit(State::Stopped);
+                self.book.set_state(saved).await?;
+                transition.commit(to);
             }
-            (Err(_), Some(backup)) if force => {
-                backup.cancel();
+            Err(_) if matches!(self.cell.state(), State::StopTarget | State::StopStandby) => {
+                // Another stop is on its way: this one hurries it and waits with it.
+                self.unfollow(force).await;
                 self.cell.wait_until(|v| !v.changing).await;
             }
-            (Err(_), Some(_)) => return Err(self.backup_runs()),
-            (Err(_), None) => match guard.begin(&[State::Standby], State::StopStandby) {
-                Ok(transition) => {
-                    self.unfollow(force).await;
-                    self.book.update(|r| Ok(r.state = Saved::SyncReady)).await?;
-                    transition.commit(State::SyncReady);
-                }
-                Err(wrong) => self.join_stop(wrong.into_error(&self.name, "stop"), force).await?,
-            },
+            Err(wrong) => return Err(wrong.into_error(&self.name, "stop")),
         }
         Ok(())
     }
 
-    /// Another stop is on its way: hurries it and waits with it.
-    async fn join_stop(&self, otherwise: RoleError, force: bool) -> Result<(), RoleError> {
-        if !matches!(self.cell.state(), State::StopTarget | State::StopStandby) {
-            return Err(otherwise);
+    /// Ends the full backup that runs, when forced to; whether there was one.
+    async fn end_backup(&self, force: bool) -> Result<bool, RoleError> {
+        let Some(backup) = self.backup.lock().clone() else { return Ok(false) };
+        if !force {
+            return Err(self.backup_runs());
         }
-        self.unfollow(force).await;
+        backup.cancel();
         self.cell.wait_until(|v| !v.changing).await;
-        Ok(())
+        Ok(true)
     }
 
     fn backup_runs(&self) -> RoleError {

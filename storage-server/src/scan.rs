@@ -1,0 +1,124 @@
+//! Reads a data device from front to end for a full backup: several large reads in flight, holes
+//! and zeroes told instead of sent.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use block_io::device::BlockDevice;
+use bytes::Bytes;
+use futures::stream::{self, Stream, StreamExt, TryStreamExt};
+use server_kit::error::RoleError;
+use wlog_format::units::to_usize;
+
+/// Reads in flight.
+pub const DEPTH: usize = 8;
+
+/// How far ahead holes are asked for.
+const WINDOW_BYTES: u64 = 256 << 20;
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// A piece of the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bulk {
+    /// Where it is, in bytes.
+    pub offset: u64,
+    /// What is there.
+    pub content: Content,
+}
+
+/// What a piece of the device holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// These bytes.
+    Data(Bytes),
+    /// So many zeroes.
+    Zeros(u64),
+}
+
+impl Bulk {
+    /// How many bytes of the device it is.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match &self.content {
+            Content::Data(data) => data.len() as u64,
+            Content::Zeros(len) => *len,
+        }
+    }
+
+    /// Never: a bulk has bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A run of bytes that is a hole or is to be read.
+#[derive(Clone, Copy)]
+struct Run {
+    offset: u64,
+    len: u64,
+    hole: bool,
+}
+
+/// The bulks of `[start, end)` in order and without gaps.
+pub fn bulks(
+    device: Arc<dyn BlockDevice>,
+    start: u64,
+    end: u64,
+    bulk_bytes: u64,
+) -> Pin<Box<dyn Stream<Item = Result<Bulk, RoleError>> + Send>> {
+    let windows = stream::iter((start..end).step_by(to_usize(WINDOW_BYTES)));
+    let source = Arc::clone(&device);
+    let runs = windows.then(move |offset| {
+        let device = Arc::clone(&source);
+        async move { runs(&*device, offset, WINDOW_BYTES.min(end - offset), bulk_bytes).await }
+    });
+    let flat = runs.map_ok(|runs| stream::iter(runs.into_iter().map(Ok))).try_flatten();
+    let read = move |run| read(Arc::clone(&device), run);
+    Box::pin(flat.map_ok(read).try_buffered(DEPTH))
+}
+
+/// A window of the device as holes and pieces to read.
+async fn runs(
+    device: &dyn BlockDevice,
+    start: u64,
+    len: u64,
+    bulk_bytes: u64,
+) -> Result<Vec<Run>, RoleError> {
+    let path = device.path_hint();
+    let sector = u64::from(device.block_bytes());
+    let asked = len.next_multiple_of(sector).min(device.size_bytes() - start);
+    let extents = device
+        .extents(start, asked)
+        .await
+        .map_err(|e| RoleError::io("look for holes in the data device", path, e))?;
+    let (mut runs, mut offset, end) = (Vec::new(), start, start + len);
+    for extent in extents {
+        let extent_end = (offset + extent.len).min(end);
+        while offset < extent_end {
+            let step = if extent.hole { u64::MAX } else { bulk_bytes };
+            let len = step.min(extent_end - offset);
+            runs.push(Run { offset, len, hole: extent.hole });
+            offset += len;
+        }
+    }
+    Ok(runs)
+}
+
+async fn read(device: Arc<dyn BlockDevice>, run: Run) -> Result<Bulk, RoleError> {
+    let Run { offset, len, hole } = run;
+    if hole {
+        return Ok(Bulk { offset, content: Content::Zeros(len) });
+    }
+    // The volume may end inside a sector of the device.
+    let sector = u64::from(device.block_bytes());
+    let data = device
+        .read(offset, to_usize(len.next_multiple_of(sector)))
+        .await
+        .map_err(|e| RoleError::io("read the data device", device.path_hint(), e))?;
+    let data = data.slice(..to_usize(len));
+    let is_zero = data.chunks(ZEROS.len()).all(|part| ZEROS.starts_with(part));
+    let content = if is_zero { Content::Zeros(len) } else { Content::Data(data) };
+    Ok(Bulk { offset, content })
+}
