@@ -20,7 +20,7 @@ use crate::header::{FileHeader, FileType};
 use crate::io_at::ReadAt;
 use crate::layout::{FILE_HEADER_BYTES, is_sound};
 use crate::layout::{INDEX_RECORD_BYTES, INDEX_SUPER_BYTES, RawIndexRecord, RawIndexSuper};
-use crate::record::{DiffRecord, Image, Payload, RecordKind};
+use crate::record::{DiffRecord, Entry, Image, Payload, PieceEntry, RecordKind};
 use crate::sorted_reader::{check_range, check_size, short};
 
 /// Index records that are read at once.
@@ -50,6 +50,7 @@ pub struct IndexedReader<R> {
     window: Bytes,
     next: u64,
     end: Lb,
+    last: Option<Entry>,
     cache: ImageCache,
     finished: bool,
 }
@@ -109,6 +110,7 @@ impl<R: ReadAt> IndexedReader<R> {
             window: Bytes::new(),
             next: 0,
             end: Lb(0),
+            last: None,
             cache: ImageCache::default(),
             finished: false,
         })
@@ -124,6 +126,12 @@ impl<R: ReadAt> IndexedReader<R> {
     #[must_use]
     pub const fn index(&self) -> IndexSuper {
         self.index
+    }
+
+    /// How the record that was handed out last lies in the file.
+    #[must_use]
+    pub const fn entry(&self) -> Option<Entry> {
+        self.last
     }
 
     fn place(&self, offset: u64) -> Place {
@@ -146,6 +154,7 @@ impl<R: ReadAt> IndexedReader<R> {
             .map_err(|_| place.clone().damaged("no index record"))?;
         let record = self.checked(&raw).map_err(|what| place.damaged(what))?;
         self.next += 1;
+        self.last = Some(record.entry(raw.rec_checksum.get()));
         self.end = Lb(record.address.0 + u64::from(record.blocks));
         let payload = match record.kind {
             RecordKind::AllZero => Payload::AllZero,
@@ -230,6 +239,22 @@ struct IndexEntry {
     kind: RecordKind,
     image: ImageKey,
     io_offset: u32,
+}
+
+impl IndexEntry {
+    const fn entry(&self, rec_checksum: u32) -> Entry {
+        Entry {
+            compression: self.image.compression,
+            data_size: self.image.size,
+            data_offset: self.image.offset,
+            checksum: self.image.checksum,
+            piece: Some(PieceEntry {
+                orig_blocks: self.image.blocks,
+                io_offset: self.io_offset,
+                rec_checksum,
+            }),
+        }
+    }
 }
 
 fn read_super(

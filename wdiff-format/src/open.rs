@@ -8,17 +8,16 @@ use std::sync::Arc;
 use crate::error::{Place, Problem, WdiffError};
 use crate::header::{FileHeader, FileType};
 use crate::indexed_reader::IndexedReader;
-use crate::record::DiffRecord;
+use crate::record::{DiffRecord, Entry};
 use crate::sorted_reader::{SortedReader, short};
 
 /// Records of one diff, ascending and disjoint.
 pub type Records = Box<dyn Iterator<Item = Result<DiffRecord, WdiffError>> + Send>;
 
 /// An open wdiff: an iterator over its records.
-#[derive(Debug)]
 pub enum WdiffReader {
-    /// A sorted file.
-    Sorted(SortedReader<File>),
+    /// A sorted file or stream.
+    Sorted(SortedReader<Box<dyn Read + Send>>),
     /// An indexed file.
     Indexed(IndexedReader<File>),
 }
@@ -49,8 +48,31 @@ impl WdiffReader {
         let header =
             FileHeader::decode(&bytes).map_err(|e| place.clone().damaged(e.to_string()))?;
         match header.file_type {
-            FileType::Sorted => Ok(Self::Sorted(SortedReader::after_header(input, file, header))),
+            FileType::Sorted => {
+                let input: Box<dyn Read + Send> = Box::new(input);
+                Ok(Self::Sorted(SortedReader::after_header(input, file, header)))
+            }
             FileType::Indexed => Ok(Self::Indexed(IndexedReader::new(input, file)?)),
+        }
+    }
+
+    /// Reads a sorted wdiff from a stream. `name` is what errors call it.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no sorted wdiff.
+    pub fn from_stream(
+        input: Box<dyn Read + Send>,
+        name: impl Into<Arc<str>>,
+    ) -> Result<Self, WdiffError> {
+        SortedReader::new(input, name).map(Self::Sorted)
+    }
+
+    /// How the record that was handed out last lies in the file.
+    #[must_use]
+    pub const fn entry(&self) -> Option<Entry> {
+        match self {
+            Self::Sorted(reader) => reader.entry(),
+            Self::Indexed(reader) => reader.entry(),
         }
     }
 

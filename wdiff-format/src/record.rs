@@ -247,6 +247,33 @@ impl DiffRecord {
     }
 }
 
+/// How a record lies in its file, for those who look at files (`formats.md` §6.3, §6.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// How the data is stored.
+    pub compression: CompressionKind,
+    /// Bytes of stored data.
+    pub data_size: u32,
+    /// Where they begin: in a sorted file from the end of the pack header, in an indexed one from
+    /// the start of the file.
+    pub data_offset: u64,
+    /// Their checksum.
+    pub checksum: u32,
+    /// What an indexed file says in addition.
+    pub piece: Option<PieceEntry>,
+}
+
+/// The fields that index records alone have (`formats.md` §6.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PieceEntry {
+    /// Logical blocks of the uncompressed image.
+    pub orig_blocks: u32,
+    /// Where in them the record begins, in logical blocks.
+    pub io_offset: u32,
+    /// The checksum of the index record.
+    pub rec_checksum: u32,
+}
+
 /// A record ready to be written.
 #[derive(Clone, Debug)]
 pub struct EncodedRecord {

@@ -20,7 +20,7 @@ use crate::layout::{
     PACK_DATA_MAX_BYTES, PACK_END, PACK_HEADER_BYTES, PACK_RECORDS_MAX, RawPackHeader, RawRecord,
     is_sound,
 };
-use crate::record::{DATA_BLOCKS_MAX, DiffRecord, Image, Payload, RecordKind};
+use crate::record::{DATA_BLOCKS_MAX, DiffRecord, Entry, Image, Payload, RecordKind};
 
 /// Bytes that are read at once, unless one record is larger.
 const RUN_BYTES: u64 = 256 << 10;
@@ -42,6 +42,7 @@ pub struct SortedReader<R> {
     run: Bytes,
     /// The block after the last record.
     end: Lb,
+    last: Option<Entry>,
     finished: bool,
 }
 
@@ -52,8 +53,21 @@ struct Pending {
     blocks: u32,
     kind: RecordKind,
     compression: CompressionKind,
+    data_offset: u32,
     data_size: u32,
     checksum: u32,
+}
+
+impl Pending {
+    fn entry(self) -> Entry {
+        Entry {
+            compression: self.compression,
+            data_size: self.data_size,
+            data_offset: self.data_offset.into(),
+            checksum: self.checksum,
+            piece: None,
+        }
+    }
 }
 
 impl<R: Read> SortedReader<R> {
@@ -84,6 +98,7 @@ impl<R: Read> SortedReader<R> {
             packs: 0,
             run: Bytes::new(),
             end: Lb(0),
+            last: None,
             finished: false,
         }
     }
@@ -100,6 +115,12 @@ impl<R: Read> SortedReader<R> {
         self.packs
     }
 
+    /// How the record that was handed out last lies in the file.
+    #[must_use]
+    pub const fn entry(&self) -> Option<Entry> {
+        self.last
+    }
+
     fn place(&self, offset: u64) -> Place {
         Place { file: self.file.clone(), offset }
     }
@@ -111,6 +132,7 @@ impl<R: Read> SortedReader<R> {
             }
         }
         let Some(next) = self.pack.pop() else { return Ok(None) };
+        self.last = Some(next.entry());
         let payload = match next.kind {
             RecordKind::AllZero => Payload::AllZero,
             RecordKind::Discard => Payload::Discard,
@@ -177,11 +199,12 @@ impl<R: Read> SortedReader<R> {
                 .ok_or_else(|| format!("the record has the impossible flags {}", raw.flags))?,
             compression: CompressionKind::from_code(raw.compression)
                 .ok_or_else(|| format!("the record has compression {}", raw.compression))?,
+            data_offset: raw.data_offset.get(),
             data_size: raw.data_size.get(),
             checksum: raw.checksum.get(),
         };
         check_range(record.address, record.blocks, self.end)?;
-        if u64::from(raw.data_offset.get()) != data_offset {
+        if u64::from(record.data_offset) != data_offset {
             return Err("the data of the record does not follow that of the one before".into());
         }
         check_size(record.kind, record.compression, record.blocks, record.data_size)?;
