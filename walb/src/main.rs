@@ -25,6 +25,9 @@ enum Command {
     /// Log stream (wlog) tools: generate, look at, verify, redo
     #[command(subcommand)]
     Wlog(files::wlog::WlogCommand),
+    /// Diff (wdiff) tools: look at, verify, merge, redo, make of an image, read as an image
+    #[command(subcommand)]
+    Wdiff(files::wdiff::WdiffCommand),
 }
 
 impl Command {
@@ -32,6 +35,7 @@ impl Command {
         match self {
             Self::Ldev(command) => command.run(),
             Self::Wlog(command) => command.run(),
+            Self::Wdiff(command) => command.run(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What can go wrong with a wdiff: which file, where in it, what, and what to do next.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -25,14 +26,26 @@ impl Place {
 }
 
 /// Reading an input failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{}: at byte {}: {problem}", place.file, place.offset)]
+#[derive(Debug)]
 pub struct InputError {
     /// Which file, and where in it.
     pub place: Place,
     /// What is wrong there.
-    #[source]
     pub problem: Problem,
+}
+
+impl fmt::Display for InputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place: Place { file, offset }, problem } = self;
+        write!(f, "{file}: at byte {offset}: {problem}")
+    }
+}
+
+impl std::error::Error for InputError {
+    /// What is behind the problem: the problem itself was told above.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.problem.source()
+    }
 }
 
 /// What is wrong with an input.
@@ -52,7 +65,7 @@ pub enum Problem {
     Truncated,
     /// The bytes are as they were written, but no codec can have written them.
     #[error("under a right checksum {0}; it was written wrongly, fetch it from another archive")]
-    Undecodable(#[source] CodecError),
+    Undecodable(CodecError),
 }
 
 /// Any failure of this crate's readers, writers and pipelines.

@@ -1,4 +1,4 @@
-//! The image that a log is written onto: a file or block device, never changed in size.
+//! The image that a log or a diff is written onto: a file or block device, never changed in size.
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use nix::fcntl::{FallocateFlags, fallocate};
+use wdiff_format::io_at::WriteAt;
 use wlog_format::pack::Record;
 use wlog_format::units::{Lb, to_usize};
 
@@ -29,6 +30,11 @@ impl Image {
         let (file, bytes) =
             open().with_context(|| format!("cannot open image {}", path.display()))?;
         Ok(Self { path: path.to_path_buf(), file, size: Lb::from_bytes(bytes) })
+    }
+
+    /// Its whole logical blocks.
+    pub(crate) const fn size(&self) -> Lb {
+        self.size
     }
 
     /// Does the I/O lie on the image, all of it?
@@ -72,5 +78,15 @@ impl Image {
 
     fn failed(&self, what: &str, address: Lb) -> String {
         format!("cannot {what} image {} at sector {address}", self.path.display())
+    }
+}
+
+impl WriteAt for Image {
+    fn write_all_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.write(Lb::from_bytes(offset), data).map_err(io::Error::other)
+    }
+
+    fn write_zeros_at(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        self.zero(Lb::from_bytes(offset), Lb::from_bytes(len)).map_err(io::Error::other)
     }
 }

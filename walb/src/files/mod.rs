@@ -5,7 +5,9 @@
 
 mod image;
 pub(crate) mod ldev;
+mod output;
 mod packs;
+pub(crate) mod wdiff;
 pub(crate) mod wlog;
 
 use std::fs::File;

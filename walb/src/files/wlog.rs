@@ -3,6 +3,7 @@
 mod generate;
 mod redo;
 mod show;
+mod to_wdiff;
 mod verify;
 
 use std::io::Read;
@@ -21,6 +22,8 @@ pub(crate) enum WlogCommand {
     Redo(redo::RedoArgs),
     /// List the packs and records of a wlog
     Show(show::ShowArgs),
+    /// Convert a wlog into a wdiff
+    ToWdiff(to_wdiff::ToWdiffArgs),
     /// Check everything in a wlog
     Verify(verify::VerifyArgs),
 }
@@ -31,6 +34,7 @@ impl WlogCommand {
             Self::Gen(args) => generate::run(&args),
             Self::Redo(args) => redo::run(&args),
             Self::Show(args) => show::run(&args),
+            Self::ToWdiff(args) => to_wdiff::run(&args),
             Self::Verify(args) => verify::run(&args),
         }
     }

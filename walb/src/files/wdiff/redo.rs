@@ -1,0 +1,86 @@
+//! `walb wdiff redo`.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, RedoStat, redo};
+use wdiff_format::split::MaxIo;
+
+use super::{ThreadsArgs, open_merged};
+use crate::files::image::Image;
+use crate::files::print_result;
+
+/// Write wdiffs onto an image, merged: what a newer one covers is not written.
+///
+/// Records that reach beyond the end of the image are left out and counted. When the command fails
+/// half-way, doing it again from the start is safe.
+#[derive(Debug, Args)]
+pub(crate) struct RedoArgs {
+    /// The wdiffs of either kind, oldest first; `-` is a sorted one on stdin
+    #[arg(value_name = "WDIFF", required = true)]
+    inputs: Vec<PathBuf>,
+    /// The image: a file or block device, which keeps its size
+    #[arg(value_name = "IMAGE")]
+    image: PathBuf,
+    /// Discarded blocks become zeros (otherwise they are left as they are)
+    #[arg(long)]
+    zero_discard: bool,
+    #[command(flatten)]
+    threads: ThreadsArgs,
+    /// One JSON document: counts of what was done
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Done {
+    writes: u64,
+    written_lb: u64,
+    zeroed: u64,
+    discards: u64,
+    /// Were discards made zeros?
+    zero_discard: bool,
+    /// Records left out because they reach beyond the end of the image.
+    beyond_end: u64,
+}
+
+pub(super) fn run(args: &RedoArgs) -> anyhow::Result<()> {
+    let merged = open_merged(&args.inputs, MaxIo::NONE)?;
+    let mut image = Image::open(&args.image)?;
+    let options = RedoOptions {
+        discards: if args.zero_discard { Discards::Zero } else { Discards::Ignore },
+        beyond_end: BeyondEnd::Drop,
+        image_blocks: image.size(),
+        threads: args.threads.get(),
+    };
+    let stat = redo(merged, &mut image, &options)
+        .with_context(|| format!("cannot redo onto {}", args.image.display()))?;
+    image.sync()?;
+    report(args, &stat)
+}
+
+fn report(args: &RedoArgs, stat: &RedoStat) -> anyhow::Result<()> {
+    let done = Done {
+        writes: stat.written,
+        written_lb: stat.written_blocks,
+        zeroed: stat.zeroed,
+        discards: stat.discards,
+        zero_discard: args.zero_discard,
+        beyond_end: stat.dropped,
+    };
+    if done.beyond_end > 0 {
+        eprintln!(
+            "walb: warning: {} records reach beyond the end of {} and were left out; grow the \
+             image to the size of the volume and redo again if they matter",
+            done.beyond_end,
+            args.image.display()
+        );
+    }
+    print_result(args.json, &done, |out| {
+        let (writes, zeroed, discards) = (done.writes, done.zeroed, done.discards);
+        let what = if args.zero_discard { "zeroed" } else { "ignored" };
+        writeln!(out, "{writes} writes done, {zeroed} all-zero, {discards} discards {what}")
+    })
+}
