@@ -1,0 +1,186 @@
+//! Apply: the base image moves on to a later snapshot, and the diffs that it then has go
+//! (`semantics.md` §5.9).
+//!
+//! Invariant I7, in this order: files open -> "applying" durable -> blocks -> flush -> "done" durable ->
+//! files deleted. A crash in between is found at start, and the same diffs are applied again.
+
+use crate::archive::Archive;
+use crate::faults;
+use crate::image;
+use crate::jobs::{APPLY, Job};
+use crate::volume::Volume;
+use server_kit::blocking;
+use server_kit::error::{Reason, RoleError};
+use server_kit::operations::{OperationHandle, Outcome};
+use server_kit::retry::Backoff;
+use std::sync::Arc;
+use std::time::Duration;
+use wdiff_format::gid::{BaseState, Diff, Gid, walk};
+
+/// Pauses between the attempts to finish an interrupted apply.
+const MEND_MIN: Duration = Duration::from_secs(1);
+const MEND_MAX: Duration = Duration::from_secs(300);
+
+/// Starts to apply everything up to `gid`.
+pub(crate) fn start(
+    archive: &Arc<Archive>,
+    volume: &Arc<Volume>,
+    gid: Gid,
+) -> Result<proto::v1::Operation, RoleError> {
+    volume.require_active("apply")?;
+    let job = volume.jobs.begin(volume.name.as_str(), APPLY, &[APPLY])?;
+    let nothing = next_round(volume, gid, archive.settings.max_open)?.is_empty();
+    let base = volume.with(|c| c.base);
+    if nothing && base.snapshot().begin() != gid {
+        let message = format!("volume {}: no diff leads from {base} to gid {gid}", volume.name);
+        return Err(RoleError::unknown_snapshot(&volume.name, message));
+    }
+    let (archive, volume) = (archive.clone(), volume.clone());
+    let name = volume.name.clone();
+    Ok(archive.operations.clone().start(APPLY, name, |handle| async move {
+        let done = run(&archive, &volume, &job, &handle, gid).await;
+        if let Err(error) = &done {
+            volume.set_fault(APPLY, error);
+        }
+        drop(job);
+        if done.as_ref().is_err_and(passes_by_itself) {
+            mend(&archive, &volume);
+        }
+        done
+    }))
+}
+
+/// Finishes an interrupted apply in the background, for as long as it takes. Does nothing when there is
+/// none, or when somebody else applies.
+pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
+    let usable = volume.require_active(APPLY).is_ok();
+    let Some(to) = volume.with(|c| c.base.applying_to()) else { return };
+    let Ok(job) = volume.jobs.begin(volume.name.as_str(), APPLY, &[APPLY]) else { return };
+    if !usable {
+        return;
+    }
+    let (archive, volume) = (archive.clone(), volume.clone());
+    let name = volume.name.clone();
+    archive.operations.clone().start(APPLY, name, |handle| async move {
+        let mut backoff = Backoff::new(MEND_MIN, MEND_MAX);
+        loop {
+            let error = match run(&archive, &volume, &job, &handle, to.begin()).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(error) => error,
+            };
+            volume.set_fault(APPLY, &error);
+            if !passes_by_itself(&error) {
+                return Err(error);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+                () = handle.cancelled() => return Err(error),
+                () = archive.ending.cancelled() => return Err(error),
+                () = job.token.cancelled() => return Err(error),
+            }
+        }
+    });
+}
+
+/// Whether it is worth to try again without anybody doing anything here.
+fn passes_by_itself(error: &RoleError) -> bool {
+    matches!(error.reason(), Reason::NoSpace | Reason::Io)
+}
+
+async fn run(
+    archive: &Arc<Archive>,
+    volume: &Arc<Volume>,
+    job: &Job,
+    handle: &OperationHandle,
+    gid: Gid,
+) -> Result<Outcome, RoleError> {
+    let rounds = rounds(archive, volume, job, handle, gid);
+    tokio::pin!(rounds);
+    tokio::select! {
+        done = &mut rounds => return done,
+        () = handle.cancelled() => job.token.cancel(),
+    }
+    rounds.await
+}
+
+async fn rounds(
+    archive: &Arc<Archive>,
+    volume: &Arc<Volume>,
+    job: &Job,
+    handle: &OperationHandle,
+    gid: Gid,
+) -> Result<Outcome, RoleError> {
+    let mut total = 0;
+    loop {
+        job.check()?;
+        let round = next_round(volume, gid, archive.settings.max_open)?;
+        if round.is_empty() {
+            volume.clear_fault(APPLY);
+            let gid = Some(volume.with(|c| c.base.snapshot().begin().0));
+            return Ok(Outcome { gid, path: None });
+        }
+        total += volume.size().bytes();
+        handle.set_total(total);
+        apply_round(archive, volume, job, handle, round).await?;
+    }
+}
+
+/// The diffs to apply next; empty when the base image is there. An unfinished apply comes first.
+fn next_round(volume: &Volume, gid: Gid, max_open: usize) -> Result<Vec<Diff>, RoleError> {
+    volume.with(|c| {
+        let list = c.diffs.apply_list(&c.base, gid, max_open);
+        if c.base.can_apply(&list) {
+            return Ok(list);
+        }
+        // Only a diff that overshoots leads out of the unfinished apply.
+        let mut list = Vec::new();
+        for (diff, _) in c.diffs.chain(c.base.snapshot()) {
+            list.push(diff);
+            if c.base.can_apply(&list) {
+                return Ok(list);
+            }
+        }
+        let message = format!("volume {}: diffs that {} needs are missing", volume.name, c.base);
+        Err(RoleError::damaged(message).with_volume(&volume.name))
+    })
+}
+
+async fn apply_round(
+    archive: &Arc<Archive>,
+    volume: &Arc<Volume>,
+    job: &Job,
+    handle: &OperationHandle,
+    round: Vec<Diff>,
+) -> Result<(), RoleError> {
+    let name = volume.name.as_str();
+    let paths = round.iter().map(|d| volume.diff_path(d)).collect::<Result<Vec<_>, _>>()?;
+    let opened = name.to_owned();
+    let wdiffs = blocking::run(move || image::open_wdiffs(&opened, &paths)).await?;
+    let device = image::open(&archive.images, name, volume.image_path()).await?;
+    {
+        // Waits for restores that copy the image as it was; later ones see that it changes.
+        let _gate = volume.image_gate.write().await;
+        store_base(volume, &round, BaseState::begin_apply).await?;
+    }
+    image::write_merged(device, name, wdiffs, &job.token, |bytes| handle.advance(bytes)).await?;
+    store_base(volume, &round, BaseState::end_apply).await?;
+    let dropped = volume.clone();
+    blocking::run(move || {
+        let at = dropped.with(|c| c.base.snapshot().begin());
+        dropped.drop_applied(at)
+    })
+    .await
+}
+
+/// Makes durable where the base image is, from what it was and the diffs.
+async fn store_base(
+    volume: &Arc<Volume>,
+    round: &[Diff],
+    step: fn(&BaseState, &[Diff]) -> Result<BaseState, wdiff_format::gid::GidError>,
+) -> Result<(), RoleError> {
+    let base = volume.with(|c| c.base);
+    let next = step(&base, round).map_err(|e| faults::snapshot(volume.name.as_str(), &e.into()))?;
+    debug_assert!(walk(base.snapshot(), round).is_ok(), "a round leads somewhere");
+    let volume = volume.clone();
+    blocking::run(move || volume.store(|record| record.set_base(&next))).await
+}

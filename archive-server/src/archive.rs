@@ -1,0 +1,244 @@
+//! The archive as a whole: its volumes, and how they come and go.
+//!
+//! Invariants: a volume that cannot be loaded is listed with its reason and does not keep the others
+//! from serving; a volume appears and disappears as a whole (its directory takes its name, or loses it,
+//! in one step); creating and removing volumes is done by one at a time.
+
+use crate::image::Images;
+use crate::load;
+use crate::record::{Kept, Record, STATE_FILE};
+use crate::state::State;
+use crate::volume::{Catalogue, Volume};
+use parking_lot::Mutex;
+use proto::v1::StopMode;
+use server_kit::blocking;
+use server_kit::durable::{DurableDir, RealDir, StateFile};
+use server_kit::error::{Reason, RoleError};
+use server_kit::operations::Operations;
+use server_kit::state_machine::StopFlag;
+use server_kit::volume_name::VolumeName;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// What can be set.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Bytes that must stay free for a wdiff to be accepted, on top of its own size.
+    pub reserve_bytes: u64,
+    /// A full backup is made durable, and can be resumed, every so many bytes.
+    pub flush_bytes: u64,
+    /// Wdiffs that one job has open at a time.
+    pub max_open: usize,
+    /// A peer that says nothing for so long is given up.
+    pub silence: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            reserve_bytes: 32 << 20,
+            flush_bytes: 1 << 30,
+            max_open: 256,
+            silence: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The archive.
+pub(crate) struct Archive {
+    pub(crate) base: Arc<RealDir>,
+    pub(crate) settings: Settings,
+    pub(crate) operations: Operations,
+    pub(crate) images: Arc<dyn Images>,
+    pub(crate) sessions: crate::full_sync::Sessions,
+    /// Cancelled when the server is asked to end: nothing is tried again then.
+    pub(crate) ending: CancellationToken,
+    /// Whether the file system of the base directory clones files.
+    pub(crate) reflinks: bool,
+    volumes: Mutex<BTreeMap<VolumeName, Arc<Volume>>>,
+    lifecycle: tokio::sync::Mutex<()>,
+}
+
+impl Archive {
+    /// Opens the base directory, which is made when it is missing, cleans up what a killed process
+    /// left, loads all volumes, and goes on with the applies that were interrupted.
+    ///
+    /// # Errors
+    /// When the base directory itself cannot be used.
+    pub(crate) async fn open(
+        base: &Path,
+        settings: Settings,
+        operations: Operations,
+        images: Arc<dyn Images>,
+        ending: CancellationToken,
+    ) -> Result<Arc<Self>, RoleError> {
+        let base = base.to_owned();
+        let load = move || -> Result<_, RoleError> {
+            let base = RealDir::create(&base)?;
+            base.remove_tmp_dirs()?;
+            base.remove_tmp_files()?;
+            let reflinks = crate::restore::can_reflink(&base);
+            let volumes = load::all(&base)?;
+            Ok((base, reflinks, volumes))
+        };
+        let (base, reflinks, volumes) = blocking::run(load).await?;
+        let archive = Arc::new(Self {
+            base: Arc::new(base),
+            settings,
+            operations,
+            images,
+            sessions: crate::full_sync::Sessions::default(),
+            ending,
+            reflinks,
+            volumes: Mutex::new(volumes),
+            lifecycle: tokio::sync::Mutex::default(),
+        });
+        for volume in archive.volumes() {
+            crate::apply::mend(&archive, &volume);
+        }
+        Ok(archive)
+    }
+
+    /// All volumes, by name.
+    pub(crate) fn volumes(&self) -> Vec<Arc<Volume>> {
+        self.volumes.lock().values().cloned().collect()
+    }
+
+    /// A volume by its name, if there is one.
+    pub(crate) fn find(&self, name: &str) -> Result<Option<Arc<Volume>>, RoleError> {
+        let name = parse_name(name)?;
+        Ok(self.volumes.lock().get(&name).cloned())
+    }
+
+    /// A volume by its name.
+    pub(crate) fn volume(&self, name: &str) -> Result<Arc<Volume>, RoleError> {
+        self.find(name)?.ok_or_else(|| RoleError::unknown_volume(name))
+    }
+
+    /// Makes a volume that waits for a full backup.
+    pub(crate) async fn init(&self, name: &str) -> Result<(), RoleError> {
+        let name = parse_name(name)?;
+        let _one = self.lifecycle.lock().await;
+        if let Some(volume) = self.find(name.as_str())? {
+            let allowed = [State::Clear.to_string()];
+            return Err(RoleError::wrong_state(&name, "init", volume.cell.state(), &allowed));
+        }
+        let (base, new) = (self.base.clone(), name.clone());
+        let volume = blocking::run(move || make(&base, new)).await?;
+        self.volumes.lock().insert(name, volume);
+        Ok(())
+    }
+
+    /// Removes a volume with all that it has.
+    pub(crate) async fn clear(&self, name: &str) -> Result<(), RoleError> {
+        let _one = self.lifecycle.lock().await;
+        let volume = self.volume(name)?;
+        volume.jobs.none(name, "clear")?;
+        let from = [State::SyncReady, State::Stopped, State::Broken];
+        let change = volume.cell.begin(&from, State::ClearVol);
+        let change = change.map_err(|e| e.into_error(name, "clear"))?;
+        let (base, doomed) = (self.base.clone(), volume.name.clone());
+        blocking::run(move || base.remove_dir(doomed.as_str())).await?;
+        self.volumes.lock().remove(&volume.name);
+        change.commit(State::Clear);
+        Ok(())
+    }
+
+    /// Empties a volume: clear and init in one.
+    pub(crate) async fn reset(&self, name: &str) -> Result<(), RoleError> {
+        let volume = self.volume(name)?;
+        volume.jobs.none(name, "reset")?;
+        let change = volume.cell.begin(&[State::Stopped, State::SyncReady], State::ResetVol);
+        let change = change.map_err(|e| refused(&volume, e, "reset"))?;
+        let emptied = volume.clone();
+        let empty = move || -> Result<(), RoleError> {
+            // From the first step on the rest is known to be waste.
+            emptied.store(|record| *record = Record::new())?;
+            let base = emptied.with(|c| c.base);
+            emptied.with(|c| *c = Catalogue::new(Record::new(), base));
+            emptied.remove_content()
+        };
+        blocking::run(empty).await?;
+        change.commit(State::SyncReady);
+        Ok(())
+    }
+
+    /// Lets a stopped volume go on.
+    pub(crate) async fn start(self: &Arc<Self>, name: &str) -> Result<(), RoleError> {
+        let volume = self.volume(name)?;
+        volume.jobs.none(name, "start")?;
+        let change = volume.cell.begin(&[State::Stopped], State::Start);
+        let change = change.map_err(|e| refused(&volume, e, "start"))?;
+        let stored = volume.clone();
+        blocking::run(move || stored.store_state(Kept::Archived)).await?;
+        change.commit(State::Archived);
+        crate::apply::mend(self, &volume);
+        Ok(())
+    }
+
+    /// Stops a volume: waits for what runs on it, or asks it to give up.
+    pub(crate) async fn stop(&self, name: &str, mode: StopMode) -> Result<(), RoleError> {
+        let flag = match mode {
+            StopMode::Graceful => StopFlag::Stopping,
+            StopMode::Force => StopFlag::ForceStopping,
+            StopMode::Empty => {
+                let message = "an archive has nothing to empty: stop it graceful or force";
+                return Err(RoleError::bad_request(message).with_volume(name));
+            }
+        };
+        let volume = self.volume(name)?;
+        let all = [State::Archived, State::WdiffRecv, State::FullSync, State::Start];
+        volume.require(&all, "stop")?;
+        let stop = volume.cell.begin_stop(flag).map_err(|_| {
+            let message = format!("cannot stop volume {name}: it is being stopped already");
+            RoleError::stopping(message).with_volume(name)
+        })?;
+        if flag == StopFlag::ForceStopping {
+            volume.jobs.cancel();
+        }
+        self.sessions.drop_session(&volume.name);
+        volume.jobs.idle().await;
+        volume.cell.wait_until(|view| !view.changing).await;
+        let change = stop.begin(&[State::Archived], State::Stop);
+        let change = change.map_err(|e| refused(&volume, e, "stop"))?;
+        let stored = volume.clone();
+        blocking::run(move || stored.store_state(Kept::Stopped)).await?;
+        change.commit(State::Stopped);
+        Ok(())
+    }
+}
+
+/// The refusal of a transaction; a volume that is broken says why.
+pub(crate) fn refused(
+    volume: &Volume,
+    error: server_kit::state_machine::WrongState,
+    attempt: &str,
+) -> RoleError {
+    if volume.cell.state() == State::Broken {
+        return volume.broken(attempt);
+    }
+    error.into_error(&volume.name, attempt)
+}
+
+pub(crate) fn parse_name(name: &str) -> Result<VolumeName, RoleError> {
+    name.parse()
+        .map_err(|e: server_kit::volume_name::BadName| RoleError::bad_request(e.to_string()))
+}
+
+/// Makes the directory of a volume. Blocks.
+fn make(base: &RealDir, name: VolumeName) -> Result<Arc<Volume>, RoleError> {
+    let tmp = format!("{name}{}", server_kit::durable::TMP_SUFFIX);
+    let half_made = Arc::new(RealDir::create(base.path().join(&tmp))?);
+    StateFile::new(half_made, STATE_FILE).store(&Record::new())?;
+    let path = base.path().join(name.as_str());
+    let failed = |e| RoleError::io("create", &path, e).with_volume(&name);
+    base.rename(&tmp, name.as_str()).map_err(failed)?;
+    base.sync().map_err(failed)?;
+    let dir = RealDir::open(&path)?;
+    let record = Record::new();
+    let unused = record.base().map_err(|e| RoleError::new(Reason::Damaged, e.to_string()))?;
+    Ok(Volume::new(name, dir, State::SyncReady, Catalogue::new(record, unused)))
+}

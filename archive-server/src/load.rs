@@ -1,0 +1,146 @@
+//! Start: from directories to volumes (`semantics.md` §5.5).
+//!
+//! Invariants: what a killed process left half-made is removed, by its name; the diffs are what the
+//! files are called; a wdiff is deleted only when its content is surely elsewhere; no failure of one
+//! volume reaches another.
+
+use crate::record::{Kept, PROGRESS_FILE, Record, STATE_FILE};
+use crate::state::State;
+use crate::volume::{Catalogue, IMAGE_FILE, RESTORED_DIR, Volume};
+use server_kit::durable::{DurableDir, RealDir, StateFile};
+use server_kit::error::RoleError;
+use server_kit::volume_name::VolumeName;
+use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use wdiff_format::diff_set::DiffSet;
+use wdiff_format::gid::{BaseState, Gid, Snapshot};
+use wdiff_format::name;
+use wlog_format::units::Lb;
+
+/// Who found a fault at start.
+const LOAD: &str = "load";
+
+/// Loads every volume below `base`, several at a time. Blocks.
+pub(crate) fn all(base: &RealDir) -> Result<BTreeMap<VolumeName, Arc<Volume>>, RoleError> {
+    let names = base.list()?;
+    let path = base.path();
+    let names = names.into_iter().filter(|n| path.join(n).is_dir());
+    // Directories of other names are not ours.
+    let names: Vec<VolumeName> = names.filter_map(|n| n.parse().ok()).collect();
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let share = names.len().div_ceil(threads).max(1);
+    let volumes = std::thread::scope(|scope| {
+        let load = |part: &[VolumeName]| -> Vec<_> {
+            part.iter().map(|name| (name.clone(), volume(path, name))).collect()
+        };
+        let threads: Vec<_> =
+            names.chunks(share).map(|part| scope.spawn(move || load(part))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_default()).collect::<Vec<_>>()
+    });
+    let mut found = BTreeMap::new();
+    for (name, volume) in volumes.into_iter().flatten() {
+        found.insert(name, volume?);
+    }
+    Ok(found)
+}
+
+/// Loads one volume; only a directory that cannot be opened at all is an error.
+fn volume(base: &Path, name: &VolumeName) -> Result<Arc<Volume>, RoleError> {
+    let dir = RealDir::open(base.join(name.as_str()))?;
+    let loaded = load(base, name);
+    let (state, catalogue) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            tracing::error!(volume = %name, error = error.full_message(), "cannot load the volume");
+            let base = BaseState::at(Snapshot::clean(Gid(0)), 0);
+            let mut catalogue = Catalogue::new(Record::new(), base);
+            catalogue.faults.insert(LOAD, error.full_message());
+            (State::Broken, catalogue)
+        }
+    };
+    Ok(Volume::new(name.clone(), dir, state, catalogue))
+}
+
+fn load(base: &Path, name: &VolumeName) -> Result<(State, Catalogue), RoleError> {
+    let dir = Arc::new(RealDir::open(base.join(name.as_str()))?);
+    dir.remove_tmp_files()?;
+    dir.remove_tmp_dirs()?;
+    let restored = dir.path().join(RESTORED_DIR);
+    if restored.is_dir() {
+        RealDir::open(restored)?.remove_tmp_files()?;
+    }
+    let file = StateFile::<Record>::new(dir.clone(), STATE_FILE);
+    let lost =
+        || RoleError::damaged(format!("{} is missing", file.path().display())).with_volume(name);
+    let record = file.load()?.ok_or_else(lost)?;
+    let state = State::from(record.state);
+    let at = record.base().map_err(|e| {
+        let file = file.path().display().to_string();
+        RoleError::damaged(format!("{file} makes no sense: {e}")).with_file(file)
+    })?;
+    let mut catalogue = Catalogue::new(record, at);
+    if catalogue.record.state == Kept::SyncReady {
+        // Left by a reset that was interrupted; the image may be a full backup to be resumed.
+        let mut waste = dir.list()?;
+        waste.retain(|n| n.ends_with(name::SUFFIX));
+        dir.remove_all(&waste)?;
+        return Ok((state, catalogue));
+    }
+    dir.remove(PROGRESS_FILE)?;
+    check_image(&dir.path().join(IMAGE_FILE), Lb(catalogue.record.size_lb))?;
+    let fault = read_diffs(&dir, &mut catalogue.diffs)?;
+    let waste = catalogue.diffs.superseded(at.snapshot());
+    let names: Result<Vec<_>, _> = waste.iter().map(name::to_file_name).collect();
+    dir.remove_all(&names.map_err(|e| RoleError::damaged(e.to_string()))?)?;
+    for diff in &waste {
+        catalogue.diffs.remove(diff);
+    }
+    catalogue.latest = catalogue.diffs.latest(&at);
+    let gap = gap(&catalogue);
+    if let Some(fault) = fault.or(gap) {
+        tracing::error!(volume = %name, fault, "something is wrong with the volume");
+        catalogue.faults.insert(LOAD, fault);
+    }
+    Ok((state, catalogue))
+}
+
+fn check_image(path: &Path, size: Lb) -> Result<(), RoleError> {
+    let meta = fs::metadata(path).map_err(|e| RoleError::io("look at", path, e))?;
+    if meta.len() == size.bytes() {
+        return Ok(());
+    }
+    let (path, has) = (path.display(), meta.len());
+    let message = format!("the base image {path} has {has} bytes, not {}", size.bytes());
+    Err(RoleError::damaged(message).with_file(path.to_string()))
+}
+
+/// Reads the catalogue of diffs from the names of the files; the answer is what is wrong with them.
+fn read_diffs(dir: &RealDir, diffs: &mut DiffSet) -> Result<Option<String>, RoleError> {
+    let mut fault = None;
+    for file in dir.list()? {
+        if !file.ends_with(name::SUFFIX) {
+            continue;
+        }
+        let path = dir.path().join(&file);
+        let meta = fs::metadata(&path).map_err(|e| RoleError::io("look at", &path, e))?;
+        let read = name::parse(&file).map_err(|e| e.to_string()).and_then(|mut diff| {
+            diff.size = meta.len();
+            diffs.insert(diff).map_err(|e| format!("{file} is left alone: {e}"))
+        });
+        fault = fault.or(read.err());
+    }
+    Ok(fault)
+}
+
+/// What lies behind a gap, in words.
+fn gap(catalogue: &Catalogue) -> Option<String> {
+    let reached = catalogue.latest.0;
+    let beyond = catalogue.diffs.range(reached.begin(), Gid(u64::MAX)).next()?;
+    Some(format!(
+        "a wdiff is missing: snapshots end at {reached}, but diff {beyond} is there; bring the \
+         missing file back, or make a hash backup"
+    ))
+}

@@ -1,0 +1,152 @@
+//! What an archive keeps about a volume in small files: one state file that changes as a whole, and
+//! the progress of a full backup that is being received. The diffs are kept by the names of their
+//! files alone.
+//!
+//! Gids are written as text, since TOML has no numbers beyond 63 bits.
+
+use crate::state::State;
+use serde::{Deserialize, Serialize};
+use wdiff_format::gid::{BaseState, Gid, GidError, Snapshot};
+use wlog_format::units::LogUuid;
+
+/// Name of the state file in a volume's directory.
+pub(crate) const STATE_FILE: &str = "state";
+/// Name of the file with the progress of a full backup.
+pub(crate) const PROGRESS_FILE: &str = "full-sync";
+
+/// The states that are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kept {
+    SyncReady,
+    Archived,
+    Stopped,
+}
+
+impl From<Kept> for State {
+    fn from(kept: Kept) -> Self {
+        match kept {
+            Kept::SyncReady => Self::SyncReady,
+            Kept::Archived => Self::Archived,
+            Kept::Stopped => Self::Stopped,
+        }
+    }
+}
+
+/// 16 raw bytes as 32 hexadecimal digits.
+mod hex {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use wlog_format::units::LogUuid;
+
+    pub(super) fn serialize<S: Serializer>(uuid: &LogUuid, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(uuid)
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(d: D) -> Result<LogUuid, D::Error> {
+        let text = String::deserialize(d)?;
+        let value = u128::from_str_radix(&text, 16).ok().filter(|_| text.len() == 32);
+        let value = value.ok_or_else(|| D::Error::custom(format!("{text:?} is no uuid")))?;
+        Ok(LogUuid(value.to_be_bytes()))
+    }
+}
+
+/// A snapshot as `begin,end`.
+mod pair {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use wdiff_format::gid::{Gid, Snapshot};
+
+    pub(super) fn serialize<S: Serializer>(at: &Snapshot, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&format_args!("{},{}", at.begin(), at.end()))
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(d: D) -> Result<Snapshot, D::Error> {
+        let text = String::deserialize(d)?;
+        let gids = text.split_once(',').and_then(|(b, e)| Some((b.parse().ok()?, e.parse().ok()?)));
+        let (b, e) = gids.ok_or_else(|| D::Error::custom(format!("{text:?} is no snapshot")))?;
+        Snapshot::new(Gid(b), Gid(e)).map_err(D::Error::custom)
+    }
+}
+
+/// A base image's state, as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct KeptBase {
+    #[serde(with = "pair")]
+    snapshot: Snapshot,
+    timestamp_s: u64,
+    applying_to: Option<KeptSnapshot>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct KeptSnapshot(#[serde(with = "pair")] Snapshot);
+
+/// The state file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) state: Kept,
+    /// Size of the volume in logical blocks; 0 before the first full backup.
+    pub(crate) size_lb: u64,
+    #[serde(with = "hex")]
+    pub(crate) log_uuid: LogUuid,
+    #[serde(with = "hex")]
+    pub(crate) archive_uuid: LogUuid,
+    base: Option<KeptBase>,
+}
+
+impl Record {
+    /// A volume that waits for its first full backup.
+    pub(crate) const fn new() -> Self {
+        let (log_uuid, archive_uuid) = (LogUuid::ZERO, LogUuid::ZERO);
+        Self { state: Kept::SyncReady, size_lb: 0, log_uuid, archive_uuid, base: None }
+    }
+
+    /// State of the base image; an unused one before the first full backup.
+    pub(crate) fn base(&self) -> Result<BaseState, GidError> {
+        let Some(kept) = self.base else {
+            return Ok(BaseState::at(Snapshot::clean(Gid(0)), 0));
+        };
+        match kept.applying_to {
+            Some(to) => BaseState::applying(kept.snapshot, to.0, kept.timestamp_s),
+            None => Ok(BaseState::at(kept.snapshot, kept.timestamp_s)),
+        }
+    }
+
+    pub(crate) fn set_base(&mut self, base: &BaseState) {
+        let applying_to = base.applying_to().map(KeptSnapshot);
+        let (snapshot, timestamp_s) = (base.snapshot(), base.timestamp);
+        self.base = Some(KeptBase { snapshot, timestamp_s, applying_to });
+    }
+}
+
+/// How far an unfinished full backup is durable here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    #[serde(with = "hex")]
+    pub(crate) log_uuid: LogUuid,
+    pub(crate) size_lb: u64,
+    pub(crate) durable_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_comes_back_and_is_readable() {
+        let mut record = Record::new();
+        let to = Snapshot::new(Gid(7), Gid(u64::MAX)).unwrap();
+        let at = BaseState::applying(Snapshot::new(Gid(0), Gid(4)).unwrap(), to, 5).unwrap();
+        record.set_base(&at);
+        record.log_uuid = LogUuid([0xab; 16]);
+        (record.state, record.size_lb) = (Kept::Archived, 32_768);
+        let dir = tempfile::tempdir().unwrap();
+        let dir = std::sync::Arc::new(server_kit::durable::RealDir::open(dir.path()).unwrap());
+        let file = server_kit::durable::StateFile::<Record>::new(dir, STATE_FILE);
+        file.store(&record).unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert!(text.contains("snapshot = \"0,4\"\n"), "{text}");
+        assert!(text.contains(&format!("log_uuid = \"{}\"\n", "ab".repeat(16))), "{text}");
+        let back = file.load().unwrap().unwrap();
+        assert_eq!(back, record);
+        assert_eq!(back.base().unwrap(), at);
+    }
+}

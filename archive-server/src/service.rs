@@ -1,0 +1,196 @@
+//! The gRPC face of the archive: messages in, messages out, every failure a typed status.
+//!
+//! Transfers run in tasks of their own: a client that goes away ends them in order, instead of having
+//! them vanish half-way.
+
+use crate::archive::Archive;
+use crate::jobs::RESTORE;
+use crate::state::State;
+use crate::volume::Volume;
+use crate::{apply, full_sync, receive, restore};
+use proto::v1::archive_server::Archive as ArchiveRpc;
+use proto::v1::{
+    ArchiveVolume, ArchiveVolumeList, DiffEntry, DiffList, Empty, FullSyncReply, FullSyncRequest,
+    Operation, PrepareFullSyncReply, PrepareFullSyncRequest, ResetArchiveRequest, Restorable,
+    RestorableList, RestorableRequest, RestoreReply, RestoreRequest, RestoredList, SnapshotRef,
+    StopRequest, VolumeRef, WdiffTransferReply, WdiffTransferRequest,
+};
+use server_kit::blocking;
+use server_kit::error::{Reason, RoleError};
+use std::sync::Arc;
+use tonic::{Request, Response, Status, Streaming};
+use wdiff_format::gid::Gid;
+
+/// Serves `walb.v1.Archive`.
+pub(crate) struct Service(pub(crate) Arc<Archive>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Runs `work` to its end, whether or not the client still waits.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, RoleError>> + Send + 'static,
+) -> Answer<T> {
+    let broken = |e| RoleError::new(Reason::Io, format!("the transfer broke: {e}"));
+    let done = tokio::spawn(work).await.map_err(broken)?;
+    Ok(Response::new(done?))
+}
+
+fn empty<E: Into<Status>>(done: Result<(), E>) -> Answer<Empty> {
+    done.map(|()| Response::new(Empty {})).map_err(Into::into)
+}
+
+/// How a volume stands.
+fn describe(volume: &Volume) -> ArchiveVolume {
+    let newest = volume.newest_restorable();
+    let state = volume.cell.state();
+    let has_image = volume.with(|c| c.record.state != crate::record::Kept::SyncReady);
+    let newest = newest.filter(|_| has_image);
+    let running = volume.jobs.kinds().into_iter().map(str::to_owned).collect();
+    let error = volume.fault_text();
+    volume.with(|c| ArchiveVolume {
+        volume: volume.name.to_string(),
+        state: state.to_string(),
+        size_lb: c.record.size_lb,
+        log_uuid: proto::convert::uuid_bytes(c.record.log_uuid),
+        archive_uuid: proto::convert::uuid_bytes(c.record.archive_uuid),
+        base: has_image.then(|| c.base.into()),
+        latest: has_image.then(|| c.latest.0.into()),
+        diffs: c.diffs.len() as u64,
+        diff_bytes: c.diffs.total_bytes(),
+        newest_restorable_s: newest.map_or(0, |p| p.timestamp),
+        newest_restorable_gid: newest.map_or(0, |p| p.gid.0),
+        last_received_s: c.last_received_s,
+        running,
+        error,
+    })
+}
+
+fn restorable(volume: &Volume, all: bool) -> RestorableList {
+    let points = volume.with(|c| c.diffs.restorable(&c.base, all));
+    let entry = |p: wdiff_format::diff_set::RestorePoint| Restorable {
+        gid: p.gid.0,
+        timestamp_s: p.timestamp,
+        explicit_snapshot: p.explicit,
+        change_bytes: p.change_bytes,
+    };
+    RestorableList { snapshots: points.into_iter().map(entry).collect() }
+}
+
+/// States that have a base image.
+const WITH_IMAGE: [State; 4] = [State::Archived, State::WdiffRecv, State::Stopped, State::Stop];
+
+#[tonic::async_trait]
+impl ArchiveRpc for Service {
+    async fn init(&self, request: Request<VolumeRef>) -> Answer<Empty> {
+        let (archive, name) = (self.0.clone(), request.into_inner().volume);
+        to_its_end(async move { archive.init(&name).await.map(|()| Empty {}) }).await
+    }
+
+    async fn clear(&self, request: Request<VolumeRef>) -> Answer<Empty> {
+        let (archive, name) = (self.0.clone(), request.into_inner().volume);
+        to_its_end(async move { archive.clear(&name).await.map(|()| Empty {}) }).await
+    }
+
+    async fn reset(&self, request: Request<ResetArchiveRequest>) -> Answer<Empty> {
+        let (archive, name) = (self.0.clone(), request.into_inner().volume);
+        to_its_end(async move { archive.reset(&name).await.map(|()| Empty {}) }).await
+    }
+
+    async fn start(&self, request: Request<VolumeRef>) -> Answer<Empty> {
+        empty(self.0.start(&request.get_ref().volume).await)
+    }
+
+    /// Waits for what runs; a client that stops waiting takes the stop back.
+    async fn stop(&self, request: Request<StopRequest>) -> Answer<Empty> {
+        let request = request.get_ref();
+        let unknown = |_| RoleError::bad_request(format!("there is no stop mode {}", request.mode));
+        let mode = request.mode.try_into().map_err(unknown)?;
+        empty(self.0.stop(&request.volume, mode).await)
+    }
+
+    async fn prepare_full_sync(
+        &self,
+        request: Request<PrepareFullSyncRequest>,
+    ) -> Answer<PrepareFullSyncReply> {
+        Ok(Response::new(full_sync::prepare(&self.0, request.into_inner()).await?))
+    }
+
+    async fn full_sync(
+        &self,
+        request: Request<Streaming<FullSyncRequest>>,
+    ) -> Answer<FullSyncReply> {
+        let (archive, stream) = (self.0.clone(), request.into_inner());
+        to_its_end(async move { full_sync::receive(&archive, stream).await }).await
+    }
+
+    async fn wdiff_transfer(
+        &self,
+        request: Request<Streaming<WdiffTransferRequest>>,
+    ) -> Answer<WdiffTransferReply> {
+        let (archive, stream) = (self.0.clone(), request.into_inner());
+        to_its_end(async move { receive::receive(&archive, stream).await }).await
+    }
+
+    /// A volume that is not known is Clear (semantics.md, appendix A).
+    async fn get(&self, request: Request<VolumeRef>) -> Answer<ArchiveVolume> {
+        let name = &request.get_ref().volume;
+        let clear = || ArchiveVolume {
+            volume: name.clone(),
+            state: State::Clear.to_string(),
+            ..ArchiveVolume::default()
+        };
+        Ok(Response::new(self.0.find(name)?.map_or_else(clear, |volume| describe(&volume))))
+    }
+
+    async fn list(&self, _: Request<Empty>) -> Answer<ArchiveVolumeList> {
+        let volumes = self.0.volumes().iter().map(|v| describe(v)).collect();
+        Ok(Response::new(ArchiveVolumeList { volumes }))
+    }
+
+    async fn list_restorable(&self, request: Request<RestorableRequest>) -> Answer<RestorableList> {
+        let request = request.get_ref();
+        let volume = self.0.volume(&request.volume)?;
+        volume.require(&WITH_IMAGE, "list the snapshots of")?;
+        Ok(Response::new(restorable(&volume, request.all)))
+    }
+
+    async fn restore(&self, request: Request<RestoreRequest>) -> Answer<RestoreReply> {
+        Ok(Response::new(restore::start(&self.0, request.into_inner()).await?))
+    }
+
+    async fn list_restored(&self, request: Request<VolumeRef>) -> Answer<RestoredList> {
+        let volume = self.0.volume(&request.get_ref().volume)?;
+        let restored = blocking::run(move || restore::list(&volume)).await?;
+        Ok(Response::new(RestoredList { restored }))
+    }
+
+    async fn delete_restored(&self, request: Request<SnapshotRef>) -> Answer<Empty> {
+        let SnapshotRef { volume, gid } = request.into_inner();
+        let volume = self.0.volume(&volume)?;
+        let name = volume.name.clone();
+        let job = volume.jobs.begin(name.as_str(), "delete-restored", &[RESTORE])?;
+        let work = move || {
+            let _job = job;
+            restore::delete(&volume, Gid(gid))
+        };
+        empty(blocking::run(work).await)
+    }
+
+    async fn list_diffs(&self, request: Request<VolumeRef>) -> Answer<DiffList> {
+        let volume = self.0.volume(&request.get_ref().volume)?;
+        volume.require(&WITH_IMAGE, "list the diffs of")?;
+        let diffs: Vec<_> = volume.with(|c| c.diffs.iter().copied().collect());
+        let entry = |diff| -> Result<DiffEntry, RoleError> {
+            let file = volume.diff_name(&diff)?;
+            Ok(DiffEntry { diff: Some(diff.into()), file })
+        };
+        let diffs = diffs.into_iter().map(entry).collect::<Result<_, _>>()?;
+        Ok(Response::new(DiffList { diffs }))
+    }
+
+    async fn apply(&self, request: Request<SnapshotRef>) -> Answer<Operation> {
+        let SnapshotRef { volume, gid } = request.into_inner();
+        let volume = self.0.volume(&volume)?;
+        Ok(Response::new(apply::start(&self.0, &volume, Gid(gid))?))
+    }
+}

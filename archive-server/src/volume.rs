@@ -1,0 +1,245 @@
+//! One volume: its state, what it keeps, and the answers that need no I/O.
+//!
+//! Invariants: memory follows the disk (a change is durable before it is seen here); the state file
+//! is written by one at a time; who reads the state of the base image and then copies the image
+//! holds `image_gate` for reading, who announces that it will write to the image holds it for writing.
+
+use crate::jobs::Jobs;
+use crate::leases::Leases;
+use crate::record::{Kept, PROGRESS_FILE, Progress, Record, STATE_FILE};
+use crate::state::State;
+use parking_lot::Mutex;
+use proto::v1::Snapshot as SnapshotMessage;
+use server_kit::durable::{DurableDir, RealDir, StateFile};
+use server_kit::error::{Reason, RoleError};
+use server_kit::state_machine::{StateCell, StopFlag};
+use server_kit::volume_name::VolumeName;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::RwLock;
+use wdiff_format::diff_set::{DiffSet, RestorePoint};
+use wdiff_format::gid::{BaseState, Diff, Gid, Snapshot};
+use wdiff_format::name::to_file_name;
+use wlog_format::units::Lb;
+
+/// Name of the base image in a volume's directory.
+pub(crate) const IMAGE_FILE: &str = "base.img";
+/// Directory of restored images in a volume's directory.
+pub(crate) const RESTORED_DIR: &str = "restored";
+
+/// What is known about a volume.
+pub(crate) struct Catalogue {
+    pub(crate) record: Record,
+    pub(crate) base: BaseState,
+    pub(crate) diffs: DiffSet,
+    /// Where the base image and all diffs lead to, with its time.
+    pub(crate) latest: (Snapshot, u64),
+    pub(crate) last_received_s: u64,
+    /// What is wrong now, by who found it.
+    pub(crate) faults: BTreeMap<&'static str, String>,
+}
+
+impl Catalogue {
+    /// Nothing but the record.
+    pub(crate) fn new(record: Record, base: BaseState) -> Self {
+        let latest = (base.snapshot(), base.timestamp);
+        let (diffs, faults) = (DiffSet::new(), BTreeMap::new());
+        Self { record, base, diffs, latest, last_received_s: 0, faults }
+    }
+}
+
+/// A volume of an archive.
+pub(crate) struct Volume {
+    pub(crate) name: VolumeName,
+    pub(crate) dir: Arc<RealDir>,
+    pub(crate) cell: StateCell<State>,
+    pub(crate) jobs: Jobs,
+    pub(crate) leases: Leases,
+    pub(crate) image_gate: Arc<RwLock<()>>,
+    pub(crate) progress: StateFile<Progress>,
+    file: StateFile<Record>,
+    storing: Mutex<()>,
+    catalogue: Mutex<Catalogue>,
+}
+
+impl Volume {
+    /// A volume in `dir`, in the state `state`.
+    pub(crate) fn new(
+        name: VolumeName,
+        dir: RealDir,
+        state: State,
+        catalogue: Catalogue,
+    ) -> Arc<Self> {
+        let dir = Arc::new(dir);
+        Arc::new(Self {
+            name,
+            cell: StateCell::new(state),
+            jobs: Jobs::default(),
+            leases: Leases::new(dir.clone()),
+            image_gate: Arc::default(),
+            progress: StateFile::new(dir.clone(), PROGRESS_FILE),
+            file: StateFile::new(dir.clone(), STATE_FILE),
+            storing: Mutex::new(()),
+            catalogue: Mutex::new(catalogue),
+            dir,
+        })
+    }
+
+    /// Looks at the catalogue, or changes the parts of it that are not in the state file. Short: no
+    /// I/O in there.
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&mut Catalogue) -> T) -> T {
+        look(&mut self.catalogue.lock())
+    }
+
+    /// Changes the record: on the disk, then here. Blocks.
+    pub(crate) fn store(&self, change: impl FnOnce(&mut Record)) -> Result<(), RoleError> {
+        let _one_writer = self.storing.lock();
+        let mut record = self.with(|c| c.record.clone());
+        change(&mut record);
+        let base = record.base().map_err(|e| self.damaged(&e.to_string()))?;
+        self.file.store(&record).map_err(|e| RoleError::from(e).with_volume(&self.name))?;
+        self.with(|c| (c.record, c.base) = (record, base));
+        Ok(())
+    }
+
+    fn damaged(&self, why: &str) -> RoleError {
+        RoleError::damaged(format!("the state of volume {} makes no sense: {why}", self.name))
+            .with_volume(&self.name)
+            .with_file(self.file.path().display().to_string())
+    }
+
+    /// As [`Volume::store`], for the state alone.
+    pub(crate) fn store_state(&self, state: Kept) -> Result<(), RoleError> {
+        self.store(|record| record.state = state)
+    }
+
+    /// Path of the base image.
+    pub(crate) fn image_path(&self) -> PathBuf {
+        self.dir.path().join(IMAGE_FILE)
+    }
+
+    /// Path of a diff's file.
+    pub(crate) fn diff_path(&self, diff: &Diff) -> Result<PathBuf, RoleError> {
+        Ok(self.dir.path().join(self.diff_name(diff)?))
+    }
+
+    /// Name of a diff's file.
+    pub(crate) fn diff_name(&self, diff: &Diff) -> Result<String, RoleError> {
+        to_file_name(diff)
+            .map_err(|e| RoleError::bad_request(e.to_string()).with_volume(&self.name))
+    }
+
+    /// Size of the image.
+    pub(crate) fn size(&self) -> Lb {
+        self.with(|c| Lb(c.record.size_lb))
+    }
+
+    /// Fails unless the archive of the volume can be used now.
+    pub(crate) fn require_active(&self, attempt: &str) -> Result<(), RoleError> {
+        let view = self.cell.view();
+        if view.stop != StopFlag::NotStopping {
+            let message = format!("cannot {attempt} volume {}: it is being stopped", self.name);
+            return Err(RoleError::stopping(message).with_volume(&self.name));
+        }
+        self.require(&State::ACTIVE, attempt)
+    }
+
+    /// Fails unless the state is one of `allowed`.
+    pub(crate) fn require(&self, allowed: &[State], attempt: &str) -> Result<(), RoleError> {
+        let state = self.cell.state();
+        if allowed.contains(&state) {
+            return Ok(());
+        }
+        if state == State::Broken {
+            return Err(self.broken(attempt));
+        }
+        let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
+        Err(RoleError::wrong_state(&self.name, attempt, state, &allowed))
+    }
+
+    /// The refusal of everything by a volume that could not be loaded.
+    pub(crate) fn broken(&self, attempt: &str) -> RoleError {
+        let message = format!("cannot {attempt} volume {}: {}", self.name, self.fault_text());
+        RoleError::damaged(message)
+            .with_volume(&self.name)
+            .with_state(State::Broken, &[])
+            .with_file(self.dir.path().display().to_string())
+            .with_next_step("repair the file and restart the archive, or clear the volume")
+    }
+
+    /// Remembers what is wrong, until the same `finder` says otherwise.
+    pub(crate) fn set_fault(&self, finder: &'static str, error: &RoleError) {
+        if error.reason() != Reason::Cancelled {
+            let text = error.full_message();
+            self.with(|c| c.faults.insert(finder, text));
+        }
+    }
+
+    /// What `finder` found is over.
+    pub(crate) fn clear_fault(&self, finder: &'static str) {
+        self.with(|c| c.faults.remove(finder));
+    }
+
+    /// All that is wrong, as one line.
+    pub(crate) fn fault_text(&self) -> String {
+        self.with(|c| c.faults.values().cloned().collect::<Vec<_>>().join("; "))
+    }
+
+    /// The latest snapshot as a message.
+    pub(crate) fn latest_message(&self) -> SnapshotMessage {
+        self.with(|c| c.latest.0).into()
+    }
+
+    /// A received diff whose file is durable becomes part of the history. An equal diff (same gids,
+    /// another time or flag) is replaced; the old one is returned.
+    pub(crate) fn add_diff(&self, diff: Diff, now_s: u64) -> Option<Diff> {
+        self.with(|c| {
+            let old = c.diffs.remove(&diff);
+            // Nothing equal is left, so this cannot fail.
+            let _ = c.diffs.insert(diff);
+            c.latest = match c.latest.0.apply(&diff) {
+                Ok(at) => (at, diff.timestamp),
+                Err(_) => c.diffs.latest(&c.base),
+            };
+            c.last_received_s = now_s;
+            old
+        })
+    }
+
+    /// The newest clean snapshot.
+    pub(crate) fn newest_restorable(&self) -> Option<RestorePoint> {
+        self.with(|c| {
+            let (at, timestamp) = c.latest;
+            if at.is_clean() && c.base.applying_to().is_none() {
+                let gid = at.begin();
+                return Some(RestorePoint { gid, timestamp, explicit: true, change_bytes: 0 });
+            }
+            c.diffs.restorable(&c.base, true).pop()
+        })
+    }
+
+    /// Takes the diffs that an image at `gid` has out of the catalogue and deletes their files, those
+    /// that somebody reads as soon as nobody does (I12). Blocks.
+    pub(crate) fn drop_applied(&self, gid: Gid) -> Result<(), RoleError> {
+        let done = self.with(|c| {
+            let done = c.diffs.done_at(gid);
+            for diff in &done {
+                c.diffs.remove(diff);
+            }
+            done
+        });
+        let names = done.iter().map(|d| self.diff_name(d)).collect::<Result<Vec<_>, _>>()?;
+        self.leases.delete(names)
+    }
+
+    /// Removes everything but the record. Blocks.
+    pub(crate) fn remove_content(&self) -> Result<(), RoleError> {
+        let mut doomed = self.dir.list()?;
+        doomed.retain(|n| n.ends_with(wdiff_format::name::SUFFIX) || n == PROGRESS_FILE);
+        self.dir.remove_all(&doomed)?;
+        self.dir.remove(IMAGE_FILE)?;
+        self.dir.remove_dir(RESTORED_DIR)?;
+        Ok(())
+    }
+}
