@@ -147,6 +147,69 @@ fn pages(bytes: usize) -> usize {
     bytes.div_ceil(PAGE_BYTES)
 }
 
+/// Pages of a payload: buffers are reused by size, in powers of two.
 fn pages_of(bytes: u32) -> usize {
-    pages(usize::try_from(bytes).unwrap_or(usize::MAX))
+    pages(usize::try_from(bytes).unwrap_or(usize::MAX)).next_power_of_two()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::poll_fn;
+    use futures::task::noop_waker;
+
+    use super::*;
+
+    const FULL: u32 = MAX_PAYLOAD_BYTES;
+
+    fn charge(ledger: &mut Ledger, bytes: u32) -> Option<Charge> {
+        match ledger.poll_charge(&mut Context::from_waker(&noop_waker()), bytes) {
+            Poll::Ready(charge) => Some(charge),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_connection_has_its_reserve_when_the_pool_is_empty() {
+        let pool = Pool::new(0);
+        let mut greedy = Ledger::new(Arc::clone(&pool), 0, 8192);
+        let mut modest = Ledger::new(Arc::clone(&pool), 0, 8192);
+        let all = charge(&mut greedy, FULL).unwrap();
+        assert!(!greedy.is_in_the_way());
+        let small = charge(&mut modest, 8192).unwrap();
+        assert!(charge(&mut modest, 512).is_none(), "beyond the reserve");
+        assert!(greedy.is_in_the_way() && !modest.is_in_the_way());
+        modest.release(small);
+        let small = charge(&mut modest, 512).unwrap();
+        assert!(!greedy.is_in_the_way(), "nobody waits any more");
+        modest.release(small);
+        greedy.release(all);
+        assert!(charge(&mut modest, FULL).is_some());
+    }
+
+    #[test]
+    fn a_connection_stays_within_its_own_limit() {
+        let mut ledger = Ledger::new(Pool::new(1 << 30), 40 << 20, 0);
+        let first = charge(&mut ledger, FULL).unwrap();
+        assert!(charge(&mut ledger, 16 << 20).is_none());
+        let second = charge(&mut ledger, 8 << 20).unwrap();
+        assert!(charge(&mut ledger, 512).is_none());
+        ledger.release(first);
+        assert!(charge(&mut ledger, FULL).is_some());
+        ledger.release(second);
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_by_who_gives_back() {
+        let pool = Pool::new(0);
+        let mut first = Ledger::new(Arc::clone(&pool), 0, 0);
+        let mut second = Ledger::new(pool, 0, 0);
+        let all = charge(&mut first, FULL).unwrap();
+        let waiter =
+            tokio::spawn(async move { drop(poll_fn(|cx| second.poll_charge(cx, 1)).await) });
+        while !first.is_in_the_way() {
+            tokio::task::yield_now().await;
+        }
+        first.release(all);
+        waiter.await.unwrap();
+    }
 }

@@ -8,6 +8,13 @@ use super::protocol::{
     Errno, MAX_PAYLOAD_BYTES, REQUEST_MAGIC, RequestHeader, command, command_flags,
 };
 
+/// The most that one query for block status looks at in bytes; the client asks on from there. It
+/// bounds how many extents there can be.
+pub(super) const MAX_STATUS_BYTES: u32 = 64 << 20;
+
+/// What the extents of [`MAX_STATUS_BYTES`] may take when every other page is a hole.
+const STATUS_MEMORY_BYTES: u32 = 512 << 10;
+
 /// A request that may be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Request {
@@ -17,6 +24,17 @@ pub(super) struct Request {
     /// Length in bytes.
     pub(super) len: u32,
     pub(super) kind: Kind,
+}
+
+impl Request {
+    /// Memory in bytes that carrying it out takes; 0 if that is next to nothing.
+    pub(super) fn memory_bytes(&self) -> u32 {
+        match self.kind {
+            Kind::Read { .. } | Kind::Write { .. } => self.len,
+            Kind::BlockStatus { .. } => STATUS_MEMORY_BYTES,
+            Kind::Flush | Kind::Trim { .. } | Kind::WriteZeroes(_) => 0,
+        }
+    }
 }
 
 /// What is to be done.

@@ -27,7 +27,7 @@ use super::failures::Failures;
 use super::handshake::{Negotiated, served_bytes};
 use super::protocol::{Errno, RequestHeader};
 use super::reply::Replies;
-use super::request::{Kind, Request, Rules, Verdict, judge};
+use super::request::{Kind, MAX_STATUS_BYTES, Request, Rules, Verdict, judge};
 use super::server::Limits;
 use super::socket::Socket;
 use crate::buffer::AlignedBuf;
@@ -218,16 +218,18 @@ impl<'a> Transmission<'a> {
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TransmissionError>> {
         match std::mem::replace(&mut self.receiving, Receiving::Header) {
             Receiving::Header => self.poll_header(cx),
-            Receiving::Admission(request) => match self.ledger.poll_charge(cx, request.len) {
-                Poll::Ready(charge) => {
-                    self.admit(request, charge);
-                    Poll::Ready(Ok(()))
+            Receiving::Admission(request) => {
+                match self.ledger.poll_charge(cx, request.memory_bytes()) {
+                    Poll::Ready(charge) => {
+                        self.admit(request, charge);
+                        Poll::Ready(Ok(()))
+                    }
+                    Poll::Pending => {
+                        self.receiving = Receiving::Admission(request);
+                        Poll::Pending
+                    }
                 }
-                Poll::Pending => {
-                    self.receiving = Receiving::Admission(request);
-                    Poll::Pending
-                }
-            },
+            }
             Receiving::Payload { request, charge, buf, filled } => {
                 self.poll_payload(cx, request, charge, buf, filled)
             }
@@ -268,13 +270,11 @@ impl<'a> Transmission<'a> {
                 tracing::debug!(export = self.failures.export(), ?header, why, "request refused");
                 Receiving::Skip { left: u64::from(skip_bytes), cookie, errno, why }
             }
-            Verdict::Do(request) => match request.kind {
-                Kind::Read { .. } | Kind::Write { .. } => Receiving::Admission(request),
-                _ => {
-                    self.start(request, None, None);
-                    Receiving::Header
-                }
-            },
+            Verdict::Do(request) if request.memory_bytes() == 0 => {
+                self.start(request, None, None);
+                Receiving::Header
+            }
+            Verdict::Do(request) => Receiving::Admission(request),
         };
         Poll::Ready(Ok(()))
     }
@@ -290,7 +290,7 @@ impl<'a> Transmission<'a> {
         }
     }
 
-    /// Memory is there: a read starts, a write gets its payload.
+    /// Memory is there: a write gets its payload, everything else starts.
     fn admit(&mut self, request: Request, charge: Charge) {
         self.writing = matches!(request.kind, Kind::Write { .. });
         if self.writing {
@@ -364,7 +364,10 @@ impl<'a> Transmission<'a> {
             Kind::Flush => Operation::Other(self.export.flush()),
             Kind::Trim { fua } => Operation::Other(self.export.trim(offset, len, fua)),
             Kind::WriteZeroes(how) => Operation::Other(self.export.write_zeroes(offset, len, how)),
-            Kind::BlockStatus { .. } => Operation::Status(self.export.block_status(offset, len)),
+            Kind::BlockStatus { .. } => {
+                let len = len.min(MAX_STATUS_BYTES);
+                Operation::Status(self.export.block_status(offset, len))
+            }
         };
         self.running.push(Running { request, charge, operation });
     }
