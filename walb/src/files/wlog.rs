@@ -6,6 +6,8 @@ mod show;
 mod to_wdiff;
 mod verify;
 
+pub(crate) use generate::parse_block_size;
+
 use std::io::Read;
 use std::path::PathBuf;
 

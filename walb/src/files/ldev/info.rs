@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::LogDevice;
+use super::device::LogDevice;
 use crate::files::print_result;
 
 /// Show the super sector of a log device.
@@ -20,7 +20,7 @@ pub(crate) struct InfoArgs {
 
 /// The keys are a contract.
 #[derive(Debug, Serialize)]
-struct SuperView {
+pub(super) struct SuperView {
     sector_type: u16,
     version: u16,
     checksum: u32,
@@ -38,8 +38,8 @@ struct SuperView {
 }
 
 impl SuperView {
-    fn of(device: &LogDevice) -> Self {
-        let super_block = &device.super_block;
+    pub(super) fn of(device: &LogDevice) -> Self {
+        let super_block = device.super_block();
         let encoded = super_block.encode();
         let checksum = encoded.get(4..8).and_then(|field| field.try_into().ok());
         Self {
@@ -53,7 +53,7 @@ impl SuperView {
             uuid: super_block.uuid.to_string(),
             name: super_block.name.to_string(),
             ring_buffer_size: super_block.ring_size.0,
-            ring_buffer_offset: device.ring.offset().0,
+            ring_buffer_offset: device.ring().offset().0,
             oldest_lsid: super_block.oldest.0,
             written_lsid: super_block.written.0,
             device_size_lb: super_block.device_size.0,
@@ -62,9 +62,13 @@ impl SuperView {
 }
 
 pub(super) fn run(args: &InfoArgs) -> anyhow::Result<()> {
-    let device = LogDevice::open(&args.ldev, false)?;
-    let view = SuperView::of(&device);
-    print_result(args.json, &view, |out| {
+    let device = LogDevice::open(&args.ldev)?;
+    print(args.json, &SuperView::of(&device))
+}
+
+/// The text has the lines of the original's `wldev-info`.
+pub(super) fn print(json: bool, view: &SuperView) -> anyhow::Result<()> {
+    print_result(json, view, |out| {
         writeln!(out, "sectorType: {}", view.sector_type)?;
         writeln!(out, "version: {}", view.version)?;
         writeln!(out, "checksum: {}", view.checksum)?;

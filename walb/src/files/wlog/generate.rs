@@ -118,7 +118,7 @@ struct Generator<'a> {
     args: &'a GenArgs,
     rng: Xoshiro256PlusPlus,
     header: WlogHeader,
-    /// So large that nothing ever wraps in it.
+    /// So large that nothing ever wraps in it: packs are built as if the log began at its start.
     ring: Ring,
     device: Lb,
 }
@@ -164,7 +164,8 @@ impl<'a> Generator<'a> {
     fn pack(&mut self, lsid: Lsid) -> Option<Pack> {
         let block_size = self.args.block_size;
         let max = Pb((self.args.max_pack / u64::from(block_size.bytes())).max(1));
-        let mut builder = PackBuilder::new(lsid, self.ring, self.header.salt, max);
+        let from_begin = Lsid(lsid.distance_from(self.header.begin).0);
+        let mut builder = PackBuilder::new(from_begin, self.ring, self.header.salt, max);
         let mut blocks = Vec::new();
         let wanted = self.rng.random_range(1..=wlog_format::pack::max_records(block_size));
         for _ in 0..wanted {
@@ -174,7 +175,7 @@ impl<'a> Generator<'a> {
                 Add::Full | Add::TooLarge => break,
             }
         }
-        Some(Pack { header: builder.finish()?, blocks })
+        Some(Pack { header: builder.finish()?.moved_to(lsid)?, blocks })
     }
 
     /// Offers one more record; its log blocks come back.

@@ -1,0 +1,104 @@
+//! Damaged files: every command answers as their `must` demands, and none ever crashes.
+
+use std::path::Path;
+
+use tempfile::tempdir;
+
+use crate::golden::{entries, place, place_image, sha256, sha256_file};
+use crate::walb;
+
+const ZERO16: &str = "080acf35a507ac9849cfcba47dc2ad83e01b75663a516279c8b9d243b719643e";
+
+#[test]
+fn a_damaged_wlog_is_reported_by_every_command() {
+    let dir = tempdir().unwrap();
+    let wlog = dir.path().join("log.wlog");
+    for damaged in entries("corrupt", "cw") {
+        let (must, id) = (damaged["must"].as_str().unwrap(), &damaged["id"]);
+        place(damaged, &wlog);
+        let show = walb!["wlog", "show", &wlog];
+        let verify = walb!["wlog", "verify", &wlog];
+        let json = walb!["wlog", "show", "--json", &wlog];
+        match must {
+            "reject" | "stop" => [&show, &verify, &json].iter().for_each(|r| r.failed_on(&wlog)),
+            "tolerate" => [show, verify, json].into_iter().for_each(|r| drop(r.ok())),
+            "either" => {}
+            other => panic!("{id}: unknown demand {other}"),
+        }
+        if must == "stop" {
+            let list = walb!["wlog", "show", "--json", &wlog].json();
+            let packs = list["wlogs"][0]["packs"].as_array().unwrap().len() as u64;
+            assert_eq!(packs, damaged["expect"]["sound_prefix"]["packs"], "{id}");
+            assert!(list["error"].is_string(), "{id}");
+        }
+    }
+}
+
+#[test]
+fn only_the_sound_part_of_a_damaged_wlog_reaches_the_image() {
+    let dir = tempdir().unwrap();
+    let (wlog, image) = (dir.path().join("log.wlog"), dir.path().join("image"));
+    for damaged in entries("corrupt", "cw") {
+        let (must, id) = (damaged["must"].as_str().unwrap(), &damaged["id"]);
+        place(damaged, &wlog);
+        place_image("zero16", &image);
+        let run = walb!["wlog", "redo", &wlog, &image, "--zero-discard"];
+        match must {
+            "reject" | "stop" => run.failed_on(&wlog),
+            "tolerate" => drop(run.ok()),
+            _ => {}
+        }
+        let sound = damaged["expect"]["sound_prefix"]["redo_zero16+z"].as_str().unwrap_or(ZERO16);
+        assert_eq!(sha256_file(&image), sound, "{id}");
+    }
+}
+
+fn only_reading_commands_fail(ldev: &Path) {
+    for command in ["info", "show", "verify", "cat"] {
+        walb!["ldev", command, ldev].failed_on(ldev);
+    }
+}
+
+#[test]
+fn a_damaged_log_device_is_answered_as_demanded() {
+    let dir = tempdir().unwrap();
+    let (ldev, image) = (dir.path().join("ldev"), dir.path().join("image"));
+    for damaged in entries("corrupt", "cl") {
+        let (must, id) = (damaged["must"].as_str().unwrap(), &damaged["id"]);
+        place(damaged, &ldev);
+        place_image("zero16", &image);
+        if must == "reject" {
+            only_reading_commands_fail(&ldev);
+            walb!["ldev", "redo", &ldev, &image, "--zero-discard"].failed_on(&ldev);
+            assert_eq!(sha256_file(&image), ZERO16, "{id}");
+            assert_eq!(sha256_file(&ldev), damaged["sha256"].as_str().unwrap(), "{id}");
+            continue;
+        }
+        for command in ["info", "show", "verify"] {
+            walb!["ldev", command, &ldev].ok();
+        }
+        let cat = &damaged["reference_behaviour"]["wlog-cat"];
+        let bytes = walb!["ldev", "cat", &ldev].ok();
+        assert_eq!(cat["sound"], true, "{id}: the original extracts the sound part");
+        assert_eq!(sha256(&bytes), cat["sha256"].as_str().unwrap(), "{id}");
+        walb!["ldev", "redo", &ldev, &image, "--zero-discard"].ok();
+        let hash = damaged["expect"]["log"]["redo_zero16+z"].as_str().unwrap();
+        assert_eq!(sha256_file(&image), hash, "{id}");
+    }
+}
+
+#[test]
+fn missing_files_and_wrong_usage_have_their_exit_codes() {
+    let dir = tempdir().unwrap();
+    let nothing = dir.path().join("nothing");
+    for command in ["show", "verify"] {
+        walb!["wlog", command, &nothing].failed_on(&nothing);
+        walb!["ldev", command, &nothing].failed_on(&nothing);
+    }
+    assert_eq!(walb!["wlog", "show"].code(), 2);
+    assert_eq!(walb!["wlog", "gen", "-o", &nothing, "--log-size", "1X"].code(), 2);
+    assert_eq!(walb!["frobnicate"].code(), 2);
+    for help in [["ldev", "--help"], ["wlog", "--help"]] {
+        assert_eq!(walb!(help[0], help[1]).code(), 0);
+    }
+}
