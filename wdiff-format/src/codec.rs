@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status as ZlibStatus};
-use liblzma::stream::{Action, Check, Status as XzStatus, Stream};
+use liblzma::stream::{Action, Check, Filters, LzmaOptions, Status as XzStatus, Stream};
 use lz4_flex::block::{self as lz4, CompressTable};
 use wlog_format::checksum::checksum;
 use wlog_format::units::Salt;
@@ -16,6 +16,10 @@ use crate::compression::{Compression, CompressionKind};
 
 /// Memory that an .xz decoder may take. Preset 9, which the original can write, needs 65 MiB.
 const XZ_MEMORY_LIMIT_BYTES: u64 = 80 << 20;
+
+/// Dictionaries of .xz: the least that the format has, and the most that the original can read.
+const XZ_DICTIONARY_MIN_BYTES: u32 = 4096;
+const XZ_DICTIONARY_MAX_BYTES: u32 = 8 << 20;
 
 /// Data as it lies in a file: compressed, with the checksum of the compressed bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,7 +163,13 @@ impl Codec {
     fn xz(&mut self, raw: &[u8]) -> Result<Option<usize>, String> {
         let scratch = grow(&mut self.scratch, raw.len());
         let preset = self.compression.effective_level().unsigned_abs();
-        let mut xz = Stream::new_easy_encoder(preset, Check::Crc64).map_err(text)?;
+        let mut options = LzmaOptions::new_preset(preset).map_err(text)?;
+        // A dictionary larger than the data costs memory and time, and gains nothing.
+        let dictionary = u32::try_from(raw.len()).unwrap_or(XZ_DICTIONARY_MAX_BYTES);
+        options.dict_size(dictionary.clamp(XZ_DICTIONARY_MIN_BYTES, XZ_DICTIONARY_MAX_BYTES));
+        let mut filters = Filters::new();
+        filters.lzma2(&options);
+        let mut xz = Stream::new_stream_encoder(&filters, Check::Crc64).map_err(text)?;
         match xz.process(raw, scratch, Action::Finish).map_err(text)? {
             XzStatus::StreamEnd => usize::try_from(xz.total_out()).map(Some).map_err(text),
             XzStatus::Ok | XzStatus::GetCheck | XzStatus::MemNeeded => Ok(None),

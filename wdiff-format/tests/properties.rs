@@ -1,0 +1,310 @@
+//! Random logs, diffs and damage against a naive block map.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test may panic"
+)]
+
+mod common;
+
+use std::io::Read;
+
+use bytes::Bytes;
+use common::{BlockMap, MemoryImage, Plain, all, apply, options, read_back};
+use proptest::prelude::*;
+use wdiff_format::codec::Codec;
+use wdiff_format::compression::{Compression, CompressionKind};
+use wdiff_format::convert::convert;
+use wdiff_format::error::WdiffError;
+use wdiff_format::header::FileType;
+use wdiff_format::indexed_reader::IndexedReader;
+use wdiff_format::merge::Merger;
+use wdiff_format::open::Records;
+use wdiff_format::record::{DiffRecord, Payload};
+use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo};
+use wdiff_format::sorted_reader::SortedReader;
+use wdiff_format::split::MaxIo;
+use wdiff_format::virtual_image::VirtualImage;
+use wdiff_format::write::{WriteOptions, write_records};
+use wlog_format::units::Lb;
+
+/// Blocks of the device: few, so that I/Os overlap.
+const DEVICE: u64 = 400;
+
+/// Data of some blocks: noise, a pattern, or in between.
+fn data(seed: u64, blocks: u32) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let (mut data, noise) = (Vec::new(), seed % 3);
+    while data.len() < blocks as usize * 512 {
+        let word = if noise == 0 || (noise == 1 && next() % 2 == 0) { next() } else { seed };
+        data.extend_from_slice(&word.to_le_bytes());
+    }
+    data
+}
+
+fn io() -> impl Strategy<Value = Plain> {
+    let length = prop_oneof![4 => 1..9_u32, 1 => 1..150_u32];
+    (0..DEVICE, length, 0..8_u8, 1..u64::MAX).prop_map(|(address, blocks, kind, seed)| {
+        let blocks = blocks.min(u32::try_from(DEVICE - address).unwrap());
+        let kind = if kind > 2 { 0 } else { kind };
+        let data = if kind == 0 { data(seed, blocks) } else { Vec::new() };
+        Plain { address, blocks, kind, data }
+    })
+}
+
+fn log(max: usize) -> impl Strategy<Value = Vec<Plain>> {
+    prop::collection::vec(io(), 0..max)
+}
+
+fn max_io() -> impl Strategy<Value = MaxIo> {
+    prop_oneof![Just(MaxIo::NONE), Just(MaxIo::default()), (1..40_u32).prop_map(MaxIo::from_blocks)]
+}
+
+fn file_type() -> impl Strategy<Value = FileType> {
+    prop_oneof![Just(FileType::Sorted), Just(FileType::Indexed)]
+}
+
+fn kind() -> impl Strategy<Value = CompressionKind> {
+    prop::sample::select(&CompressionKind::ALL[..])
+}
+
+fn record(io: &Plain) -> DiffRecord {
+    let payload = match io.kind {
+        0 => return DiffRecord::from_raw(Lb(io.address), io.data.clone().into()).unwrap(),
+        1 => Payload::AllZero,
+        _ => Payload::Discard,
+    };
+    DiffRecord { address: Lb(io.address), blocks: io.blocks, payload }
+}
+
+fn records(log: &[Plain]) -> impl Iterator<Item = Result<DiffRecord, WdiffError>> {
+    log.iter().map(|io| Ok(record(io)))
+}
+
+fn map(log: &[Plain]) -> BlockMap {
+    let mut map = BlockMap::new();
+    apply(&mut map, log);
+    map
+}
+
+fn with(file_type: FileType, max_io: MaxIo, kind: CompressionKind, threads: usize) -> WriteOptions {
+    WriteOptions { threads, ..options(file_type, max_io, kind.name()) }
+}
+
+fn boxed(bytes: &[u8], file_type: FileType) -> Records {
+    let bytes = Bytes::copy_from_slice(bytes);
+    match file_type {
+        FileType::Sorted => {
+            let bytes: Box<dyn Read + Send> = Box::new(std::io::Cursor::new(bytes));
+            Box::new(SortedReader::new(bytes, "sorted").unwrap())
+        }
+        FileType::Indexed => Box::new(IndexedReader::new(bytes, "indexed").unwrap()),
+    }
+}
+
+fn ascending_and_disjoint(records: &[Plain]) -> bool {
+    records.windows(2).all(|w| w[0].address + u64::from(w[0].blocks) <= w[1].address)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_diff_holds_what_its_log_wrote(
+        log in log(60), file_type in file_type(), max_io in max_io(), kind in kind(),
+    ) {
+        let options = with(file_type, max_io, kind, 2);
+        let made = convert(records(&log), Vec::new(), &options).unwrap();
+        let back = all(boxed(&made, file_type)).unwrap();
+        prop_assert!(ascending_and_disjoint(&back));
+        prop_assert_eq!(map(&back), map(&log));
+        if file_type == FileType::Indexed {
+            for record in back {
+                prop_assert!(record.blocks.is_power_of_two(), "{:?}", record);
+                prop_assert_eq!(record.address % u64::from(record.blocks), 0, "{:?}", record);
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_does_not_show(
+        log in log(60), file_type in file_type(), kind in kind(),
+    ) {
+        let made = |threads| {
+            let options = with(file_type, MaxIo::default(), kind, threads);
+            convert(records(&log), Vec::new(), &options).unwrap()
+        };
+        let one = made(1);
+        for threads in 2..=4 {
+            prop_assert!(made(threads) == one, "{} threads", threads);
+        }
+    }
+
+    #[test]
+    fn a_merge_is_its_diffs_one_after_the_other(
+        logs in prop::collection::vec((log(25), file_type(), kind()), 0..6),
+        max_io in max_io(), to in file_type(), to_kind in kind(),
+    ) {
+        let mut expected = BlockMap::new();
+        let mut inputs = Vec::new();
+        for (log, file_type, kind) in &logs {
+            let options = with(*file_type, MaxIo::default(), *kind, 1);
+            let made = convert(records(log), Vec::new(), &options).unwrap();
+            inputs.push((made, *file_type));
+            apply(&mut expected, log);
+        }
+        let merger = || {
+            let inputs = inputs.iter().map(|(bytes, file_type)| boxed(bytes, *file_type));
+            Merger::new(inputs.collect(), max_io).unwrap()
+        };
+        let back = all(merger()).unwrap();
+        prop_assert!(ascending_and_disjoint(&back));
+        prop_assert_eq!(map(&back), expected.clone());
+        let merged = |threads| {
+            write_records(merger(), Vec::new(), &with(to, max_io, to_kind, threads)).unwrap()
+        };
+        let one = merged(1);
+        prop_assert!(merged(3) == one);
+        prop_assert_eq!(map(&all(boxed(&one, to)).unwrap()), expected);
+    }
+
+    #[test]
+    fn an_image_is_its_base_with_the_diff_on_it(
+        base in 1..u64::MAX, diff in log(30), file_type in file_type(), threads in 1..4_usize,
+        step in 1..100_000_usize,
+    ) {
+        let base = data(base, u32::try_from(DEVICE).unwrap());
+        let options = with(file_type, MaxIo::default(), CompressionKind::Snappy, 1);
+        let made = convert(records(&diff), Vec::new(), &options).unwrap();
+        let (mut zeroed, mut kept) = (base.clone(), base.clone());
+        for (address, block) in map(&diff) {
+            let at = usize::try_from(address).unwrap() * 512;
+            zeroed[at..at + 512].copy_from_slice(block.as_deref().unwrap_or(&[0; 512]));
+            if let Some(block) = block {
+                kept[at..at + 512].copy_from_slice(&block);
+            }
+        }
+        for (discards, expected) in [(Discards::Zero, &zeroed), (Discards::Ignore, &kept)] {
+            let mut image = MemoryImage(base.clone());
+            let (beyond_end, image_blocks) = (BeyondEnd::Fail, Lb(DEVICE));
+            let options = RedoOptions { discards, beyond_end, image_blocks, threads };
+            redo(boxed(&made, file_type), &mut image, &options).unwrap();
+            prop_assert!(image.0 == *expected, "redo with {:?}", discards);
+        }
+        let size = base.len() as u64;
+        let diff = boxed(&made, file_type);
+        let mut image = VirtualImage::new(Bytes::from(base), size, diff, BeyondEnd::Fail, threads);
+        let mut read = Vec::new();
+        let mut buffer = vec![0; step];
+        while let n @ 1.. = image.read(&mut buffer).unwrap() {
+            read.extend_from_slice(&buffer[..n]);
+        }
+        prop_assert!(read == zeroed, "virtual image");
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found_or_has_no_meaning(
+        log in log(20), file_type in file_type(), kind in kind(), bit in any::<prop::sample::Index>(),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = with(file_type, MaxIo::default(), kind, 1);
+        let mut made = convert(records(&log), Vec::new(), &options).unwrap();
+        let sound = all(read_back(dir.path(), &made)).unwrap();
+        let bit = bit.index(made.len() * 8);
+        made[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(dir.path().join("damaged"), &made).unwrap();
+        let read = wdiff_format::open::WdiffReader::open(&dir.path().join("damaged"))
+            .and_then(all);
+        if let Ok(read) = read {
+            // Data of an overwritten I/O, or padding: only an indexed file has such.
+            prop_assert_eq!(file_type, FileType::Indexed);
+            prop_assert_eq!(read, sound);
+        }
+    }
+
+    #[test]
+    fn damage_under_right_checksums_does_no_harm(
+        log in log(20), file_type in file_type(), kind in kind(),
+        hits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let options = with(file_type, MaxIo::default(), kind, 1);
+        let mut made = convert(records(&log), Vec::new(), &options).unwrap();
+        let area = match file_type {
+            FileType::Sorted => 32..32 + 16 + 32 * 20,
+            FileType::Indexed => {
+                let end = made.len() - 24;
+                let index = u64::from_le_bytes(made[end..end + 8].try_into().unwrap());
+                usize::try_from(index).unwrap()..made.len()
+            }
+        };
+        for (at, value) in hits {
+            let at = area.start + at.index(area.len());
+            made[at] = value;
+        }
+        mend(&mut made, file_type, area.start);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("damaged"), &made).unwrap();
+        // An error or records that the format allows, but no panic and no huge allocation.
+        let read = wdiff_format::open::WdiffReader::open(&dir.path().join("damaged"))
+            .and_then(all);
+        if let Ok(read) = read {
+            prop_assert!(ascending_and_disjoint(&read));
+        }
+    }
+
+    #[test]
+    fn codecs_give_back_what_they_got_whatever_came_before(
+        inputs in prop::collection::vec((1..u64::MAX, 1..200_u32), 1..8), kind in kind(),
+    ) {
+        let mut used = Codec::new(Compression::of(kind));
+        for (seed, blocks) in inputs {
+            let raw = Bytes::from(data(seed, blocks));
+            let stored = used.compress(&raw).unwrap();
+            let fresh = Codec::new(Compression::of(kind)).compress(&raw).unwrap();
+            prop_assert_eq!(&stored, &fresh);
+            prop_assert!(stored.kind == CompressionKind::None || stored.bytes.len() < raw.len());
+            prop_assert_eq!(used.decompress(stored.kind, &stored.bytes, raw.len()).unwrap(), &raw);
+            let wrong_sizes = [raw.len() - 512, raw.len() + 512];
+            for size in wrong_sizes {
+                prop_assert!(used.decompress(stored.kind, &stored.bytes, size).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn garbage_does_not_decompress(
+        garbage in prop::collection::vec(any::<u8>(), 1..600), kind in kind(), blocks in 2..9_usize,
+    ) {
+        let mut codec = Codec::new(Compression::NONE);
+        if let Ok(raw) = codec.decompress(kind, &Bytes::from(garbage), blocks * 512) {
+            prop_assert_eq!(raw.len(), blocks * 512);
+        }
+    }
+}
+
+/// Makes all checksums of the structures right again.
+fn mend(file: &mut [u8], file_type: FileType, from: usize) {
+    let end = file.len() - 24;
+    let mut fix = |start: usize, len: usize, field: usize| {
+        let structure = &mut file[start..start + len];
+        structure[field..field + 4].fill(0);
+        let salt = wlog_format::units::Salt(0);
+        let sum = wlog_format::checksum::checksum(structure, salt);
+        structure[field..field + 4].copy_from_slice(&sum.to_le_bytes());
+    };
+    match file_type {
+        FileType::Sorted => fix(from, 4096, 0),
+        FileType::Indexed => {
+            (from..end).step_by(48).for_each(|at| fix(at, 48, 44));
+            fix(end, 24, 20);
+        }
+    }
+}
