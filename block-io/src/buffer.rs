@@ -6,6 +6,7 @@
 //!
 //! Invariants: the start is page aligned; all bytes are initialised; `len <= capacity`.
 
+pub(crate) mod arena;
 mod memory;
 mod pool;
 

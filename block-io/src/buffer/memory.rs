@@ -13,6 +13,8 @@ use super::ALIGN_BYTES;
 pub(super) struct Memory {
     start: NonNull<u8>,
     layout: Layout,
+    /// From the allocator, and goes back to it; else part of the arena, which lives for ever.
+    from_allocator: bool,
 }
 
 // SAFETY: `Memory` owns what it points to, like a `Box<[u8]>`, which is `Send` and `Sync`.
@@ -23,14 +25,24 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// `capacity` zeroed bytes. Panics when `capacity` is 0 or not a multiple of the alignment.
     pub(super) fn zeroed(capacity: usize) -> Self {
-        assert!(capacity > 0 && capacity.is_multiple_of(ALIGN_BYTES), "capacity in whole pages");
-        let Ok(layout) = Layout::from_size_align(capacity, ALIGN_BYTES) else {
-            panic!("a buffer of {capacity} bytes does not fit the address space")
-        };
+        let layout = layout(capacity);
         // SAFETY: the layout has a non-zero size (asserted above).
         let start = unsafe { alloc_zeroed(layout) };
         let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        Self { start, layout }
+        Self { start, layout, from_allocator: true }
+    }
+
+    /// A piece of the arena.
+    ///
+    /// # Safety
+    /// `capacity` (not 0) bytes from `start`, page aligned, are mapped and initialised for ever and
+    /// belong to nobody else.
+    pub(super) unsafe fn borrow(start: NonNull<u8>, capacity: usize) -> Self {
+        Self { start, layout: layout(capacity), from_allocator: false }
+    }
+
+    pub(super) fn is_from_allocator(&self) -> bool {
+        self.from_allocator
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -51,7 +63,18 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: `start` came from `alloc_zeroed` with this layout and is freed only here.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        if self.from_allocator {
+            // SAFETY: `start` came from `alloc_zeroed` with this layout and is freed only here.
+            unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        }
+    }
+}
+
+/// Panics when `capacity` is 0 or not in whole pages.
+fn layout(capacity: usize) -> Layout {
+    assert!(capacity > 0 && capacity.is_multiple_of(ALIGN_BYTES), "capacity in whole pages");
+    match Layout::from_size_align(capacity, ALIGN_BYTES) {
+        Ok(layout) => layout,
+        Err(_) => panic!("a buffer of {capacity} bytes does not fit the address space"),
     }
 }

@@ -12,7 +12,7 @@ use io_uring::{IoUring, Probe, opcode};
 use nix::errno::Errno;
 
 use super::Doorbell;
-use super::sqe::{InFlight, push, push_doorbell};
+use super::sqe::{InFlight, Slabs, push, push_doorbell};
 use crate::request::{QUEUE_DEPTH, Request};
 
 /// Entries of the submission queue: every request in flight and the doorbell fit.
@@ -23,6 +23,7 @@ const DOORBELL_KEY: u64 = u64::MAX;
 
 pub(super) struct Driver {
     ring: IoUring,
+    slabs: Slabs,
     queue: Receiver<Request>,
     doorbell: Arc<Doorbell>,
     doorbell_count: Box<u64>,
@@ -37,8 +38,10 @@ impl Driver {
     pub(super) fn new(queue: Receiver<Request>, doorbell: Arc<Doorbell>) -> io::Result<Self> {
         let ring = build_ring()?;
         check_opcodes(&ring)?;
+        let slabs = Slabs::new(&ring);
         let mut driver = Self {
             ring,
+            slabs,
             queue,
             doorbell,
             doorbell_count: Box::new(0),
@@ -96,7 +99,7 @@ impl Driver {
         };
         if let Some(slot) = self.slots.get_mut(key) {
             let in_flight = slot.insert(InFlight::new(request));
-            push(&mut self.ring, in_flight, key as u64)?;
+            push(&mut self.ring, &mut self.slabs, in_flight, key as u64)?;
         }
         Ok(())
     }
@@ -127,7 +130,7 @@ impl Driver {
             },
         };
         if let Ok(false) = done {
-            return push(&mut self.ring, in_flight, key as u64);
+            return push(&mut self.ring, &mut self.slabs, in_flight, key as u64);
         }
         if let Some(in_flight) = slot.take() {
             self.free.push(key);

@@ -11,6 +11,7 @@ use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 use nix::libc;
 
+use crate::buffer::arena::{self, SLABS};
 use crate::request::{MAX_VECTORS, Op, Request};
 
 /// A request that the kernel may be working on.
@@ -34,18 +35,27 @@ impl InFlight {
     }
 
     /// The entry for what is left to do.
-    fn entry(&mut self) -> squeue::Entry {
+    fn entry(&mut self, slabs: &mut Slabs, ring: &IoUring) -> squeue::Entry {
         let fd = Fd(self.request.file.as_raw_fd());
         match &mut self.request.op {
             Op::Read { offset, buf, filled } => {
                 let at = *offset + *filled as u64;
                 let rest = buf.get_mut(*filled..).unwrap_or_default();
-                opcode::Read::new(fd, rest.as_mut_ptr(), length(rest.len())).offset(at).build()
+                let (into, len) = (rest.as_mut_ptr(), length(rest.len()));
+                match slabs.index_of(ring, into, rest.len()) {
+                    Some(slab) => opcode::ReadFixed::new(fd, into, len, slab).offset(at).build(),
+                    None => opcode::Read::new(fd, into, len).offset(at).build(),
+                }
             }
             Op::Write { offset, bufs } => match bufs.front() {
                 Some(one) if bufs.len() == 1 => {
-                    let len = length(one.len());
-                    opcode::Write::new(fd, one.as_ptr(), len).offset(*offset).build()
+                    let (from, len, at) = (one.as_ptr(), length(one.len()), *offset);
+                    match slabs.index_of(ring, from, one.len()) {
+                        Some(slab) => {
+                            opcode::WriteFixed::new(fd, from, len, slab).offset(at).build()
+                        }
+                        None => opcode::Write::new(fd, from, len).offset(at).build(),
+                    }
                 }
                 _ => {
                     self.vectors.clear();
@@ -66,6 +76,45 @@ impl InFlight {
     }
 }
 
+/// The slabs of the buffer arena that are registered with the ring, each at its first use.
+pub(super) struct Slabs {
+    registered: [bool; SLABS],
+    /// Registration is not possible: an old kernel, or RLIMIT_MEMLOCK is used up.
+    off: bool,
+}
+
+impl Slabs {
+    pub(super) fn new(ring: &IoUring) -> Self {
+        let table = u32::try_from(SLABS).map_err(io::Error::other);
+        let made = table.and_then(|n| ring.submitter().register_buffers_sparse(n));
+        Self { registered: [false; SLABS], off: made.is_err() }
+    }
+
+    /// The index under which the memory is registered; `None` for other memory.
+    fn index_of(&mut self, ring: &IoUring, start: *const u8, len: usize) -> Option<u16> {
+        let slab = arena::slab_of(start, len)?;
+        let index = u16::try_from(slab).ok()?;
+        let registered = self.registered.get_mut(slab)?;
+        if !*registered {
+            if self.off {
+                return None;
+            }
+            let vector = [arena::slab_vector(slab)?];
+            let submitter = ring.submitter();
+            // SAFETY: the arena is mapped for ever.
+            let made =
+                unsafe { submitter.register_buffers_update(u32::from(index), &vector, None) };
+            if let Err(error) = made {
+                tracing::debug!(%error, "buffers cannot be registered with io_uring");
+                self.off = true;
+                return None;
+            }
+            *registered = true;
+        }
+        Some(index)
+    }
+}
+
 /// Requests are far below 4 GiB (`MAX_REQUEST_BYTES`); were one longer, it would come short and be
 /// continued.
 fn length(n: usize) -> u32 {
@@ -75,11 +124,17 @@ fn length(n: usize) -> u32 {
 /// Puts the rest of `in_flight` into the submission queue, under `key`.
 ///
 /// Errors: the queue is full, which admission makes impossible.
-pub(super) fn push(ring: &mut IoUring, in_flight: &mut InFlight, key: u64) -> io::Result<()> {
-    let entry = in_flight.entry().user_data(key);
+pub(super) fn push(
+    ring: &mut IoUring,
+    slabs: &mut Slabs,
+    in_flight: &mut InFlight,
+    key: u64,
+) -> io::Result<()> {
+    let entry = in_flight.entry(slabs, ring).user_data(key);
     // SAFETY: the caller keeps `in_flight` until the completion of `key` is reaped (or for ever):
     // it owns the file, the buffers and the vector, all on the heap; nothing touches the buffers
-    // meanwhile, because nothing but the driver can reach them (a `Bytes` is shared, but only read).
+    // meanwhile, because nothing but the driver can reach them (a `Bytes` is shared, but only
+    // read).
     unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)
 }
 
