@@ -138,3 +138,89 @@ impl Overlay {
         self.pieces.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SIZE: u64 = 64;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Insert {
+            start: u64,
+            blocks: u64,
+            zero: bool,
+        },
+        /// Removes what is older than the n-th insert.
+        Remove {
+            start: u64,
+            blocks: u64,
+            before: u64,
+        },
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let range = (0..SIZE).prop_flat_map(|start| (Just(start), 1..=(SIZE - start).min(20)));
+        let op = prop_oneof![
+            3 => (range.clone(), any::<bool>())
+                .prop_map(|((start, blocks), zero)| Op::Insert { start, blocks, zero }),
+            1 => (range, 0..40_u64)
+                .prop_map(|((start, blocks), before)| Op::Remove { start, blocks, before }),
+        ];
+        proptest::collection::vec(op, 0..40)
+    }
+
+    /// Insert `n` at block `b` has bytes that tell both.
+    fn content(n: u64, start: u64, blocks: u64) -> Bytes {
+        let block = |b: u64| [n as u8, b as u8].repeat(256);
+        (start..start + blocks).flat_map(block).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_an_array_of_blocks_in_which_the_newest_counts(ops in ops()) {
+            let mut overlay = Overlay::default();
+            let mut model: Vec<Option<(u64, bool)>> = vec![None; SIZE as usize];
+            for (n, op) in ops.into_iter().enumerate() {
+                let n = n as u64;
+                match op {
+                    Op::Insert { start, blocks, zero } => {
+                        let data = Payload::Data(content(n, start, blocks));
+                        let payload = if zero { Payload::Zero } else { data };
+                        overlay.insert(Lb(start), Lb(blocks), Lsid(n), payload);
+                        model[start as usize..(start + blocks) as usize].fill(Some((n, zero)));
+                    }
+                    Op::Remove { start, blocks, before } => {
+                        overlay.remove_older(Lb(start), Lb(blocks), Lsid(before));
+                        for block in &mut model[start as usize..(start + blocks) as usize] {
+                            *block = block.filter(|(n, _)| *n >= before);
+                        }
+                    }
+                }
+                check(&overlay, &model, 0, SIZE);
+                check(&overlay, &model, n % SIZE, 1);
+            }
+            prop_assert_eq!(overlay.is_empty(), model.iter().all(Option::is_none));
+        }
+    }
+
+    fn check(overlay: &Overlay, model: &[Option<(u64, bool)>], start: u64, blocks: u64) {
+        let mut at = start;
+        for run in overlay.lookup(Lb(start), Lb(blocks)) {
+            assert_eq!(run.start, Lb(at), "runs follow each other");
+            assert!(run.blocks.0 > 0);
+            for i in 0..run.blocks.0 {
+                let expected = model[(at + i) as usize].map(|(n, zero)| match zero {
+                    true => Payload::Zero,
+                    false => Payload::Data(content(n, at + i, 1)),
+                });
+                let found = run.payload.as_ref().map(|payload| payload.part(Lb(i), Lb(1)));
+                assert_eq!(found, expected, "block {}", at + i);
+            }
+            at += run.blocks.0;
+        }
+        assert_eq!(at, start + blocks);
+    }
+}
