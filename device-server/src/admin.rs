@@ -1,5 +1,5 @@
-//! Administration of a volume in service: freeze and melt, log reset, resize, checkpoint on request,
-//! release of logs.
+//! Administration of a volume in service: freeze and melt, log reset, resize, checkpoint on
+//! request, release of logs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,8 +20,8 @@ pub const MAX_FREEZE: Duration = Duration::from_secs(86_400);
 pub struct FreezeTicket(u64);
 
 impl Volume {
-    /// Makes writes wait from now on; reads go on. When it returns, everything that was acknowledged
-    /// is permanent, and the log positions stand still but for `written`.
+    /// Makes writes wait from now on; reads go on. When it returns, everything that was
+    /// acknowledged is permanent, and the log positions stand still but for `written`.
     ///
     /// # Errors
     /// When the volume is frozen already or being reset, has failed or fails meanwhile. It is not
@@ -63,8 +63,8 @@ impl Volume {
         self.core().publish();
     }
 
-    /// Brings everything acknowledged so far to the data device and records that: `permanent`, `written`
-    /// and `prev_written` catch up.
+    /// Brings everything acknowledged so far to the data device and records that: `permanent`,
+    /// `written` and `prev_written` catch up.
     ///
     /// # Errors
     /// When a device fails, or has failed.
@@ -112,8 +112,8 @@ impl Volume {
         result
     }
 
-    /// Grows the volume to `size`, or to the size of the data device if that is 0. The data device has
-    /// been grown before.
+    /// Grows the volume to `size`, or to the size of the data device if that is 0. The data device
+    /// has been grown before.
     ///
     /// # Errors
     /// When the volume would shrink, the data device is too small, or a device fails.
@@ -154,8 +154,8 @@ impl Drop for Held<'_> {
 }
 
 impl Core {
-    /// The new super block first, then nothing where the first pack will be (`formats.md` §3.5). The log is
-    /// drained and held.
+    /// The new super block first, then nothing where the first pack will be (`formats.md` §3.5).
+    /// The log is drained and held.
     async fn start_new_log(&self) -> Result<(), VolumeError> {
         let log_bytes = self.log.refresh_size().await?;
         let mut super_block = self.super_block.lock().await;

@@ -1,9 +1,9 @@
 //! Everything that changes the super block of a running volume: checkpoints, the release of logs,
 //! and the record of an overflow.
 //!
-//! Invariants: `written_lsid` moves only after a flush of the data device that covers it; `oldest_lsid`
-//! only to a pack boundary that redo needs nothing before (I4); both are durable before the ring may
-//! be written over. One at a time, ordered by the lock around the super block.
+//! Invariants: `written_lsid` moves only after a flush of the data device that covers it;
+//! `oldest_lsid` only to a pack boundary that redo needs nothing before (I4); both are durable
+//! before the ring may be written over. One at a time, ordered by the lock around the super block.
 
 use std::io;
 use std::sync::Arc;
@@ -143,10 +143,11 @@ impl Core {
         self.log.read(ring.byte_offset(lsid), ring.block_size().as_usize()).await
     }
 
-    /// The log is about to be written over from `oldest` on, up to `end`: puts that on record first.
+    /// The log is about to be written over from `oldest` on, up to `end`: puts that on record
+    /// first.
     ///
-    /// The super block has no room for such a flag. So the header of the oldest pack, which is lost in
-    /// any case, is cleared: at the next start no sound pack at `oldest` means overflow, however
+    /// The super block has no room for such a flag. So the header of the oldest pack, which is lost
+    /// in any case, is cleared: at the next start no sound pack at `oldest` means overflow, however
     /// much of what comes now survives a crash.
     pub(crate) async fn latch_overflow(&self, end: Lsid) {
         let _order = self.super_block.lock().await;

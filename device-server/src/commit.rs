@@ -1,12 +1,12 @@
 //! Group commit: the one task of a volume that puts writes in order.
 //!
-//! Whatever has queued while log writes were in flight becomes the next packs. Several log writes may
-//! be in flight; their results are taken in the order in which they were issued, so that a write is
-//! acknowledged only after its pack *and all earlier ones* are on the log device (I2), and after an
-//! error nothing that follows is.
+//! Whatever has queued while log writes were in flight becomes the next packs. Several log writes
+//! may be in flight; their results are taken in the order in which they were issued, so that a
+//! write is acknowledged only after its pack *and all earlier ones* are on the log device (I2), and
+//! after an error nothing that follows is.
 //!
-//! Before a plan is written it must be admitted: the log device has room, nothing that redo needs is
-//! written over (I4), and the volume is not frozen.
+//! Before a plan is written it must be admitted: the log device has room, nothing that redo needs
+//! is written over (I4), and the volume is not frozen.
 
 use std::collections::VecDeque;
 use std::io;
@@ -72,7 +72,8 @@ impl Committer {
         }
     }
 
-    /// Takes the results of log writes until there are requests, and a free place in flight for them.
+    /// Takes the results of log writes until there are requests, and a free place in flight for
+    /// them.
     async fn next_batch(&mut self) -> VecDeque<Request> {
         let mut batch = Vec::new();
         loop {

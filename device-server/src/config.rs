@@ -34,8 +34,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME=DATA,LOG")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volume: Vec<VolumeSpec>,
-    /// Serve the volumes over NBD at unix:PATH or tcp:HOST:PORT (repeat for more); a volume's name is
-    /// its export name, and a single volume is the default export too
+    /// Serve the volumes over NBD at unix:PATH or tcp:HOST:PORT (repeat for more); a volume's name
+    /// is its export name, and a single volume is the default export too
     #[arg(long, value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nbd: Vec<Endpoint>,
@@ -158,7 +158,8 @@ mod tests {
     #[test]
     fn the_file_says_what_the_flags_can_say() {
         let text = "control = '/c'\nnbd = ['unix:/n', 'tcp:127.0.0.1:10809']\nmax-pending = '64M'\n\
-            overflow = 'stall'\n[[volume]]\nname = 'v'\ndata = 'd'\nlog = 'l'\noverflow = 'error'\n";
+            overflow = 'stall'\n\
+            [[volume]]\nname = 'v'\ndata = 'd'\nlog = 'l'\noverflow = 'error'\n";
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("device.toml");
         std::fs::write(&file, text).unwrap();

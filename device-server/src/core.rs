@@ -1,5 +1,5 @@
-//! What the tasks of one volume share: its devices, its state under one lock, and the bells that they
-//! ring for each other.
+//! What the tasks of one volume share: its devices, its state under one lock, and the bells that
+//! they ring for each other.
 //!
 //! The lock is held for map operations and arithmetic only, never across I/O. Who needs both locks
 //! takes `super_block` first; whoever holds it never waits for new writes to complete.

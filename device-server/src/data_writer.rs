@@ -1,11 +1,11 @@
 //! Brings logged writes to the data device.
 //!
-//! Works in batches: all packs that are permanent (I1), up to a size, are summed into one overlay, in
-//! which of several writes to a block only the last is left; its pieces are sorted and coalesced,
-//! and written many at a time. The next batch begins when the last one has ended, so overlapping
-//! writes reach the data device in log order (I3). A batch contains nothing that is not permanent,
-//! even where that means to write an older version of a block whose newer one is already logged:
-//! if the newer log is lost in a power cut, the older must be there.
+//! Works in batches: all packs that are permanent (I1), up to a size, are summed into one overlay,
+//! in which of several writes to a block only the last is left; its pieces are sorted and
+//! coalesced, and written many at a time. The next batch begins when the last one has ended, so
+//! overlapping writes reach the data device in log order (I3). A batch contains nothing that is not
+//! permanent, even where that means to write an older version of a block whose newer one is already
+//! logged: if the newer log is lost in a power cut, the older must be there.
 
 use std::io;
 use std::sync::Arc;
@@ -97,7 +97,8 @@ enum DataWrite {
 }
 
 /// Writes the pieces of an overlay to the data device. What was discarded becomes zeros, on every
-/// device: an archive restores discarded blocks as zeros, and the volume must equal what it restores.
+/// device: an archive restores discarded blocks as zeros, and the volume must equal what it
+/// restores.
 ///
 /// # Errors
 /// The first that occurs; other pieces may or may not have been written.

@@ -86,7 +86,8 @@ pub enum OpenError {
     },
     /// Somebody else has it.
     #[error(
-        "the {role} device {} is in use: another walb-device, a mount or a `walb ldev` command has it",
+        "the {role} device {} is in use: another walb-device, a mount or a `walb ldev` \
+         command has it",
         path.display()
     )]
     InUse {

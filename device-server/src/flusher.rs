@@ -3,8 +3,8 @@
 //!
 //! Invariants: one flush at a time; it covers what had *completed* when it was issued. Only then
 //! `permanent` moves, and only behind `permanent` data is written (I1) and FUA and flush requests
-//! are acknowledged (I2). A flush that failed is never tried again: the kernel may have dropped what
-//! it could not write.
+//! are acknowledged (I2). A flush that failed is never tried again: the kernel may have dropped
+//! what it could not write.
 
 use std::sync::Arc;
 

@@ -33,12 +33,13 @@ impl DeviceRole {
     }
 }
 
-/// How long a device that is in use is tried again. A process that was just killed holds its devices
-/// until the kernel has ended its requests.
+/// How long a device that is in use is tried again. A process that was just killed holds its
+/// devices until the kernel has ended its requests.
 const IN_USE_PATIENCE: Duration = Duration::from_secs(3);
 const IN_USE_RETRY: Duration = Duration::from_millis(20);
 
-/// Opens a log or data device for reading and writing, for this process alone. Others can still read it.
+/// Opens a log or data device for reading and writing, for this process alone. Others can still
+/// read it.
 ///
 /// # Errors
 /// When it is missing, of the wrong kind, or (for some seconds) in use.
@@ -67,8 +68,8 @@ fn try_open(path: &Path, role: DeviceRole) -> Result<Arc<dyn BlockDevice>, OpenE
     })
 }
 
-/// Makes a log device for a data device: a super block and an empty ring. All logs on it are lost. The
-/// data device is looked at, for its size, and left as it is.
+/// Makes a log device for a data device: a super block and an empty ring. All logs on it are lost.
+/// The data device is looked at, for its size, and left as it is.
 ///
 /// # Errors
 /// When a device is missing, in use or too small, or does not go with the block size.

@@ -1,7 +1,7 @@
 //! A volume as an NBD export.
 //!
-//! Flush covers every write that was acknowledged before it, on whichever connection, so the export can
-//! be used over several connections at once.
+//! Flush covers every write that was acknowledged before it, on whichever connection, so the export
+//! can be used over several connections at once.
 
 use std::sync::Arc;
 

@@ -1,12 +1,12 @@
 //! The logging block device: the only role of walb in the I/O path.
 //!
-//! A volume is a *data device* (the plain image of the volume) and a *log device* (a ring of logpacks).
-//! Every write goes to the log first; from there the storage role ships it, and from there it
-//! reaches the data device.
+//! A volume is a *data device* (the plain image of the volume) and a *log device* (a ring of
+//! logpacks). Every write goes to the log first; from there the storage role ships it, and from
+//! there it reaches the data device.
 //!
 //! ```text
 //!  NBD client          frontend            volume                    control (gRPC)
-//!      |  write           |                  |                            | lsids, set-oldest, reset,
+//!      |  write           |                  |                            | lsids, oldest, reset,
 //!      v                  v                  v                            v resize, freeze, watch
 //!   +----------------------------------------------+   +--------------------------------------+
 //!   | request: checksum, a place in pending memory |   | admin, checkpoint: the super block   |
@@ -29,23 +29,25 @@
 //!
 //! 1. NBD receives the payload into page-aligned memory. It is never copied again: the same buffer
 //!    goes to the log write, to readers, and to the data write.
-//! 2. [`Volume::write`] waits for a place in the memory for pending data (bounded; beyond it writers wait),
-//!    computes the checksum, and queues the request.
-//! 3. `commit` takes whatever queued while log writes were in flight, plans packs for it (`plan`), and
-//!    writes header and payload in one vectored write. Up to four are in flight. Before that, the
-//!    plan is admitted: the volume is not frozen, and the ring has room (I4).
+//! 2. [`Volume::write`] waits for a place in the memory for pending data (bounded; beyond it
+//!    writers wait), computes the checksum, and queues the request.
+//! 3. `commit` takes whatever queued while log writes were in flight, plans packs for it (`plan`),
+//!    and writes header and payload in one vectored write. Up to four are in flight. Before that,
+//!    the plan is admitted: the volume is not frozen, and the ring has room (I4).
 //! 4. Completions are taken in order: the write enters the overlay of pending data and is
 //!    acknowledged (I2); with FUA only after the next flush.
-//! 5. `flusher` flushes the log device: at once when somebody waits, else some milliseconds later. Now the
-//!    write is *permanent*: the storage role may ship it, and the data writer may write it (I1).
-//! 6. `data_writer` brings a batch of permanent packs to the data device and takes it out of the overlay.
-//!    Until then reads find it in the overlay (I3).
-//! 7. `checkpoint` flushes the data device and records `written_lsid`: redo will not look at it again.
+//! 5. `flusher` flushes the log device: at once when somebody waits, else some milliseconds later.
+//!    Now the write is *permanent*: the storage role may ship it, and the data writer may write it
+//!    (I1).
+//! 6. `data_writer` brings a batch of permanent packs to the data device and takes it out of the
+//!    overlay. Until then reads find it in the overlay (I3).
+//! 7. `checkpoint` flushes the data device and records `written_lsid`: redo will not look at it
+//!    again.
 //!
 //! # Positions
 //!
-//! Seven log sequence ids say how far all this is ([`Positions`]); each task moves its own, and they are always
-//! in this order:
+//! Seven log sequence ids say how far all this is ([`Positions`]); each task moves its own, and
+//! they are always in this order:
 //!
 //! ```text
 //!  oldest <= prev_written <= written <= permanent <= flush <= completed <= latest
@@ -54,14 +56,14 @@
 //!
 //! # What holds
 //!
-//! | rule | where | what breaks without it |
+//! | rule | where | which test breaks without it |
 //! |---|---|---|
-//! | I1 log before data | `data_writer` takes packs up to `permanent` only | `tests/power_cut.rs` |
-//! | I2 acknowledged in order | `commit` takes completions in order; `flusher` answers FUA and flush | `tests/power_cut.rs`, `tests/faults.rs` |
-//! | I3 read your writes | overlay first, then the device; batches in log order | `tests/read_your_writes.rs` |
-//! | I4 the ring is not reused early | `commit` admits a plan | `tests/overflow.rs` |
-//! | a stop of any kind is repaired | [`redo()`], before the volume serves | `tests/power_cut.rs`, `tests/stale_packs.rs` |
-//! | nothing is acknowledged after an error | `Core::fail` | `tests/faults.rs` |
+//! | I1 log before data | `data_writer` stops at `permanent` | `power_cut`, `faults` |
+//! | I2 acknowledged in order | `commit`, `flusher` | `power_cut`, `faults` |
+//! | I3 read your writes | overlay before device, batches in log order | `read_your_writes` |
+//! | I4 the ring is not reused early | `commit` admits a plan | `overflow`, `power_cut` |
+//! | every stop is repaired | [`redo()`] before the volume serves | `power_cut`, `stale_packs` |
+//! | no answer after an error | `Core::fail` | `faults` |
 //!
 //! The log and the data device are locked against other processes; the storage role reads both.
 #![forbid(unsafe_code)]

@@ -66,7 +66,8 @@ pub struct VolumeOptions {
     pub max_pending_bytes: u64,
     /// Time between checkpoints while there are writes.
     pub checkpoint_interval: Duration,
-    /// The log is flushed this long after a write at the latest; shipping and data writes wait for it.
+    /// The log is flushed this long after a write at the latest; shipping and data writes wait for
+    /// it.
     pub log_flush_interval: Duration,
 }
 

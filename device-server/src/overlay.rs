@@ -1,8 +1,8 @@
 //! What was written but is not yet on the data device, by address: newer pieces cover older ones.
 //!
 //! Two uses: the map of all pending writes of a volume, which reads look into first (I3), and the
-//! sum of one batch of the data writer, in which of several writes to a block only the last is left.
-//! Payloads are slices of the buffers that the writers handed in; nothing is copied.
+//! sum of one batch of the data writer, in which of several writes to a block only the last is
+//! left. Payloads are slices of the buffers that the writers handed in; nothing is copied.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,7 +20,8 @@ pub(crate) enum Payload {
 }
 
 impl Payload {
-    /// `blocks` blocks of it, from block `skip` on. Asking for more than there is gives what is there.
+    /// `blocks` blocks of it, from block `skip` on. Asking for more than there is gives what is
+    /// there.
     #[must_use]
     pub(crate) fn part(&self, skip: Lb, blocks: Lb) -> Self {
         match self {
@@ -140,6 +141,7 @@ impl Overlay {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

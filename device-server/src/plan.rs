@@ -1,15 +1,16 @@
 //! From queued requests to log writes: which packs, at which lsids, as which vectored writes.
 //!
-//! A plan covers several packs that follow each other; as many as lie in one piece on the ring become
-//! one write. Headers are made here, payloads are only referred to. A plan changes nothing: it is made
-//! for a log identity and a `latest`, and is thrown away if either changed before it was admitted.
+//! A plan covers several packs that follow each other; as many as lie in one piece on the ring
+//! become one write. Headers are made here, payloads are only referred to. A plan changes nothing:
+//! it is made for a log identity and a `latest`, and is thrown away if either changed before it was
+//! admitted.
 
 use std::collections::VecDeque;
 
 use block_io::buffer::AlignedBuf;
 use bytes::Bytes;
 use wlog_format::pack::{Add, MAX_PACK, PackBuilder, PackHeader, RecordKind};
-use wlog_format::units::{Lb, Lsid, Salt};
+use wlog_format::units::{Lb, Lsid, Pb, Salt};
 
 use crate::core::LogIdentity;
 use crate::options::MAX_LOG_WRITE_BYTES;
@@ -59,9 +60,9 @@ impl Plan {
         let (epoch, begin) = (log.epoch, latest);
         let mut plan = Self { epoch, begin, end: begin, packs: Vec::new(), writes: Vec::new() };
         let mut rest = queue.iter().peekable();
-        let mut bytes = 0;
-        while rest.peek().is_some() && bytes < MAX_LOG_WRITE_BYTES {
-            let mut builder = PackBuilder::new(plan.end, log.ring, log.salt, MAX_PACK);
+        let turn = turn(log);
+        while rest.peek().is_some() && plan.end.distance_from(begin) < turn {
+            let mut builder = PackBuilder::new(plan.end, log.ring, log.salt, turn);
             let mut requests: Vec<&Request> = Vec::new();
             while let Some(request) = rest.peek() {
                 match offer(&mut builder, request, log.salt) {
@@ -71,7 +72,6 @@ impl Plan {
                 }
             }
             let header = builder.finish().ok_or(Unplannable)?;
-            bytes += log.ring.block_size().bytes_of(header.total_io());
             plan.push(log, &header, &requests);
         }
         Ok(plan)
@@ -102,8 +102,8 @@ impl Plan {
         self.end = end;
     }
 
-    /// Adds whole blocks (or all but a rest that follows) at `lsid`: to the last write if they follow
-    /// it on the device, else as a new one.
+    /// Adds whole blocks (or all but a rest that follows) at `lsid`: to the last write if they
+    /// follow it on the device, else as a new one.
     fn place(&mut self, log: &LogIdentity, lsid: Lsid, buffer: Bytes) {
         let offset = log.ring.byte_offset(lsid);
         match self.writes.last_mut() {
@@ -130,7 +130,15 @@ fn offer(builder: &mut PackBuilder, request: &Request, salt: Salt) -> Add {
     }
 }
 
-/// The largest write that one record may carry in this log.
+/// What one turn, and each pack, takes from the log at most, but for the last pack of a turn and a
+/// record that is larger. So a plan is always smaller than the ring: one that is not could never be
+/// admitted.
+fn turn(log: &LogIdentity) -> Pb {
+    let most = Pb(MAX_LOG_WRITE_BYTES / u64::from(log.ring.block_size().bytes()));
+    Pb(log.ring.size().0 / 4).min(most).min(MAX_PACK)
+}
+
+/// The largest write that one record may carry in this log: a quarter of the ring.
 pub(crate) fn max_record(log: &LogIdentity) -> Lb {
     let limit = PackBuilder::max_write(&log.ring).0 / 2;
     let blocks = log.ring.block_size().logical_blocks();

@@ -11,14 +11,14 @@
 //! records before the damage stay (`formats.md` §4.6). All of it can be repeated: nothing but the
 //! super block says that it was done, and that is written last.
 //!
-//! **Stale packs.** Several log writes are in flight at once, so after a power cut a pack *behind* the
-//! torn one may be whole. It must never be replayed: if later packs happened to end exactly at its
-//! lsid, and the next crash came then, redo would take it for their continuation. So its header
+//! **Stale packs.** Several log writes are in flight at once, so after a power cut a pack *behind*
+//! the torn one may be whole. It must never be replayed: if later packs happened to end exactly at
+//! its lsid, and the next crash came then, redo would take it for their continuation. So its header
 //! is overwritten before the first new pack is accepted. Where can such headers be? A pack that
-//! redo could take must lie at its own lsid, between `end` and the largest `latest` before the crash.
-//! Everything permanent is sound, so `end >= permanent`; and no pack was ever admitted more than
-//! `MAX_UNFLUSHED_BYTES` behind `permanent`. So a window of fixed size is enough. Live logs of the lap
-//! before are safe: their headers carry other lsids.
+//! redo could take must lie at its own lsid, between `end` and the largest `latest` before the
+//! crash. Everything permanent is sound, so `end >= permanent`; and no pack was ever admitted more
+//! than `MAX_UNFLUSHED_BYTES` behind `permanent`. So a window of fixed size is enough. Live logs of
+//! the lap before are safe: their headers carry other lsids.
 
 use std::io;
 use std::sync::Arc;
@@ -52,7 +52,8 @@ pub enum StaleSearch {
 /// How to redo.
 #[derive(Clone, Copy, Debug)]
 pub struct RedoOptions {
-    /// Discarded blocks become zeros, as an archive restores them; otherwise they are left as they are.
+    /// Discarded blocks become zeros, as an archive restores them; otherwise they are left as they
+    /// are.
     pub zero_discards: bool,
     /// Where to look for stale packs.
     pub stale: StaleSearch,
@@ -105,8 +106,8 @@ pub async fn read_super_block(
     Ok((super_block, ring))
 }
 
-/// Does all of it. The data device holds everything that was logged afterwards, durably, and the super
-/// block says so.
+/// Does all of it. The data device holds everything that was logged afterwards, durably, and the
+/// super block says so.
 ///
 /// # Errors
 /// When a device fails. Redo can then be tried again from the start.

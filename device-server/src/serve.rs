@@ -21,8 +21,8 @@ use crate::frontend::VolumeExport;
 use crate::options::VolumeOptions;
 use crate::volume::Volume;
 
-/// Runs the device role until `shutdown`. A graceful one brings everything that was accepted to the data
-/// devices; a forced one leaves that to redo.
+/// Runs the device role until `shutdown`. A graceful one brings everything that was accepted to the
+/// data devices; a forced one leaves that to redo.
 ///
 /// # Errors
 /// When the settings are wrong, a volume cannot be opened, or an address cannot be listened on.

@@ -34,8 +34,8 @@ pub enum ReadPiece {
 
 /// One protected volume: a log device and a data device behind one block device.
 ///
-/// Must live in a tokio runtime. Dropping it without [`Volume::close`] is like a crash: nothing that was
-/// acknowledged is lost, the next start redoes it.
+/// Must live in a tokio runtime. Dropping it without [`Volume::close`] is like a crash: nothing
+/// that was acknowledged is lost, the next start redoes it.
 pub struct Volume {
     core: Arc<Core>,
     requests: mpsc::UnboundedSender<Request>,
@@ -169,8 +169,8 @@ impl Volume {
         Ok(pieces.collect())
     }
 
-    /// Which parts of a range hold nothing (and read as zeros), in order. A hint: it may be late for
-    /// what is written at the same time.
+    /// Which parts of a range hold nothing (and read as zeros), in order. A hint: it may be late
+    /// for what is written at the same time.
     ///
     /// # Errors
     /// When the range is wrong or the data device fails.
@@ -189,8 +189,9 @@ impl Volume {
         Ok(extents)
     }
 
-    /// Writes `data` at `offset`. When it returns, the write is on the log device, and durable there
-    /// with `fua` (I2). The buffer is kept until it is on the data device; it should be page-aligned.
+    /// Writes `data` at `offset`. When it returns, the write is on the log device, and durable
+    /// there with `fua` (I2). The buffer is kept until it is on the data device; it should be
+    /// page-aligned.
     ///
     /// # Errors
     /// When the range is wrong, the volume has failed or is stopping, or the log is full and the
@@ -283,7 +284,9 @@ impl Volume {
         let memory = Arc::clone(&self.core.memory).acquire_many_owned(sectors);
         let memory = tokio::select! {
             memory = memory => memory.map_err(|_| VolumeError::Stopping)?,
-            refusal = self.core.wait_until(|state| state.check_alive().err()) => return Err(refusal),
+            refusal = self.core.wait_until(|state| state.check_alive().err()) => {
+                return Err(refusal);
+            }
         };
         let (answer, answered) = oneshot::channel();
         let request = Request { address, blocks, body, fua, memory, answer };
@@ -291,8 +294,8 @@ impl Volume {
         Ok(answered)
     }
 
-    /// Stops the volume: new writes are refused, everything accepted goes to the data device, and the
-    /// super block says so. A volume that has failed is left as it is, for redo.
+    /// Stops the volume: new writes are refused, everything accepted goes to the data device, and
+    /// the super block says so. A volume that has failed is left as it is, for redo.
     ///
     /// # Errors
     /// When a device fails on the way; redo will do the rest at the next start.
