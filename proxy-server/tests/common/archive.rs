@@ -22,7 +22,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use wdiff_format::codec::Codec;
 use wdiff_format::compression::Compression;
-use wdiff_format::gid::Diff;
+use wdiff_format::gid::{Diff, Relation};
 use wdiff_format::sorted_reader::SortedReader;
 
 /// What to do with one transfer.
@@ -198,6 +198,12 @@ fn reply(result: WdiffResult) -> Result<Response<WdiffTransferReply>, Status> {
 }
 
 impl Shared {
+    fn has(&self, diff: &Diff, start: &WdiffStart) -> bool {
+        let stored = self.stored.lock().unwrap();
+        let same_log = stored.iter().filter(|s| s.start.log_uuid == start.log_uuid);
+        same_log.last().is_some_and(|s| s.diff.end().relation(diff) == Relation::TooOld)
+    }
+
     async fn transfer(
         &self,
         mut stream: Streaming<WdiffTransferRequest>,
@@ -223,6 +229,7 @@ impl Shared {
                 *self.held.lock().unwrap() += 1;
                 released.await;
             }
+            None if self.has(&diff, &start) => return reply(WdiffResult::TooOld),
             None => {}
         }
         let bytes = read(stream).await?;
