@@ -5,7 +5,8 @@
 //! `written_lsid` on into a [`PackDecoder`] and asks for [`step`]s:
 //!
 //! 1. [`Step::Whole`]: apply its I/Os, go on.
-//! 2. [`Step::Shrunk`]: apply its I/Os, write its header over the one in the ring; the log ends behind it.
+//! 2. [`Step::Shrunk`]: apply its I/Os, write its header over the one in the ring; the log ends
+//!    behind it.
 //! 3. [`Step::End`]: the log ends here.
 //!
 //! Then all blocks of [`stale_span`] for which [`is_header_at`] holds are overwritten

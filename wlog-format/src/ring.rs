@@ -1,6 +1,7 @@
 //! The ring of a log device: where an lsid lies (`formats.md` §3.1).
 //!
-//! `block(lsid) = offset + lsid mod size`; data of one record never crosses the ring end, a pack may.
+//! `block(lsid) = offset + lsid mod size`; data of one record never crosses the ring end, a pack
+//! may.
 
 use crate::units::{BlockSize, Lsid, Pb};
 

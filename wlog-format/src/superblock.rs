@@ -172,8 +172,8 @@ impl SuperBlock {
         Ok(made)
     }
 
-    /// Starts a new log sequence (`formats.md` §3.5): new uuid and salt, all lsids zero, the ring as
-    /// large as the device allows. The caller also overwrites the block of lsid 0 with zeros.
+    /// Starts a new log sequence (`formats.md` §3.5): new uuid and salt, all lsids zero, the ring
+    /// as large as the device allows. The caller also overwrites the block of lsid 0 with zeros.
     ///
     /// # Errors
     /// When the log device is too small for a ring.
@@ -191,8 +191,8 @@ impl SuperBlock {
         self.check()
     }
 
-    /// Reads the bytes from [`SUPER_OFFSET_BYTES`] on; bytes behind the physical block are ignored, so
-    /// 4096 of them always suffice.
+    /// Reads the bytes from [`SUPER_OFFSET_BYTES`] on; bytes behind the physical block are ignored,
+    /// so 4096 of them always suffice.
     ///
     /// # Errors
     /// When this is no sound super sector.

@@ -1,7 +1,7 @@
 //! Log packs as text and JSON, and what they add up to: shared by `wlog` and `ldev`.
 //!
-//! The text has the lines of the original's `wlog-show`, for the scripts that read them. The keys of
-//! the JSON are a contract: they are only added to.
+//! The text has the lines of the original's `wlog-show`, for the scripts that read them. The keys
+//! of the JSON are a contract: they are only added to.
 
 use std::io::{self, Write};
 

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-/// `check.py COMMAND FILE OPTIONS`; the test passes without it where there is no Python, and says so.
+/// `check.py COMMAND FILE OPTIONS`; the test passes without it where there is no Python, and says
+/// so.
 pub(crate) fn check(command: &str, file: &Path, options: &[&str]) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/spec/check.py");
     let mut python = Command::new("python3");

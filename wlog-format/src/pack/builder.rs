@@ -16,8 +16,8 @@ use crate::units::{BlockSize, Lb, Lsid, Pb, Salt};
 pub enum Add {
     /// It is in the pack; its data belongs to this lsid.
     Added(Lsid),
-    /// The pack is full: finish it and offer the I/O to the next one. (A pack that holds nothing but
-    /// padding is to be written too.)
+    /// The pack is full: finish it and offer the I/O to the next one. (A pack that holds nothing
+    /// but padding is to be written too.)
     Full,
     /// No pack of this log can hold it: empty, above [`PackBuilder::max_write`] or
     /// [`MAX_DISCARD`], or the log has used up all lsids.
@@ -33,8 +33,8 @@ pub struct PackBuilder {
 }
 
 impl PackBuilder {
-    /// A pack at `lsid`. It is closed when its data would exceed `max`, unless one I/O alone does; it
-    /// never exceeds the ring.
+    /// A pack at `lsid`. It is closed when its data would exceed `max`, unless one I/O alone does;
+    /// it never exceeds the ring.
     #[must_use]
     pub fn new(lsid: Lsid, ring: Ring, salt: Salt, max: Pb) -> Self {
         let header = PackHeader {
@@ -48,16 +48,16 @@ impl PackBuilder {
         Self { header, ring, max: max.min(MAX_PACK).min(whole_ring) }
     }
 
-    /// The largest write that finds room wherever the log stands: half the ring, because the padding
-    /// before it can be as long.
+    /// The largest write that finds room wherever the log stands: half the ring, because the
+    /// padding before it can be as long.
     #[must_use]
     pub fn max_write(ring: &Ring) -> Lb {
         let half_ring = (ring.size().0 / 2).saturating_mul(ring.block_size().logical_blocks());
         Lb(half_ring).min(MAX_WRITE)
     }
 
-    /// Offers a write whose payload has this checksum (with the log's salt). The payload goes to the
-    /// returned lsid, its last block may hold anything behind it.
+    /// Offers a write whose payload has this checksum (with the log's salt). The payload goes to
+    /// the returned lsid, its last block may hold anything behind it.
     pub fn try_add_write(&mut self, address: Lb, len: Lb, checksum: u32) -> Add {
         let Some(blocks) = self.fitting(address, len, Self::max_write(&self.ring)) else {
             return Add::TooLarge;

@@ -267,8 +267,8 @@ impl PackHeader {
         }
     }
 
-    /// The pack cut down to its first `keep` records (`formats.md` §4.6), for a torn log end; `None`
-    /// when nothing would be left.
+    /// The pack cut down to its first `keep` records (`formats.md` §4.6), for a torn log end;
+    /// `None` when nothing would be left.
     #[must_use]
     pub fn shrink(&self, keep: usize) -> Option<Self> {
         let records = self.records.get(..keep).filter(|kept| !kept.is_empty())?.to_vec();

@@ -53,8 +53,8 @@ impl TornPack {
         &self.pack.header
     }
 
-    /// The pack as redo leaves it (`formats.md` §4.6): cut before the first damaged record; `None` when
-    /// that is the very first one, and so the log ends before this pack.
+    /// The pack as redo leaves it (`formats.md` §4.6): cut before the first damaged record; `None`
+    /// when that is the very first one, and so the log ends before this pack.
     #[must_use]
     pub fn shrink(self) -> Option<Pack> {
         let header = self.pack.header.shrink(self.first_bad)?;
@@ -99,8 +99,8 @@ pub enum DecodeError {
 
 /// Cuts a stream of bytes into packs and verifies them. Does no I/O.
 ///
-/// Payloads are not copied: the blocks of a record that came in one [`push`](Self::push) share its memory.
-/// At most one pack (and what was pushed ahead) is held in memory.
+/// Payloads are not copied: the blocks of a record that came in one [`push`](Self::push) share its
+/// memory. At most one pack (and what was pushed ahead) is held in memory.
 ///
 /// After an error nothing more comes out: what follows damage cannot be trusted.
 #[derive(Debug)]
@@ -139,7 +139,8 @@ impl PackDecoder {
         }
     }
 
-    /// How many bytes are missing before [`next_pack`](Self::next_pack) can get on; 0 when it can now.
+    /// How many bytes are missing before [`next_pack`](Self::next_pack) can get on; 0 when it can
+    /// now.
     #[must_use]
     pub fn missing_bytes(&self) -> usize {
         let want = self.header.as_ref().map_or(self.block_size.as_usize(), PackHeader::data_bytes);

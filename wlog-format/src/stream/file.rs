@@ -41,8 +41,8 @@ pub enum WlogError {
     },
     /// A second wlog in the same file that does not continue the first.
     #[error(
-        "at byte {at}: a wlog of log {uuid} from lsid {begin}, which does not continue the one before it \
-         (log {expected_uuid}, lsid {expected})"
+        "the wlog at byte {at} begins at lsid {begin} of log {uuid}, and does not continue the one \
+         before it, which ends at lsid {expected} of log {expected_uuid}"
     )]
     Gap {
         /// Where its header starts.
@@ -98,8 +98,8 @@ impl<R: Read> WlogReader<R> {
     /// The next pack; `None` after the end block.
     ///
     /// # Errors
-    /// When the next pack is damaged or incomplete, or the end block is missing. Nothing of that pack
-    /// is handed out, nor anything behind it.
+    /// When the next pack is damaged or incomplete, or the end block is missing. Nothing of that
+    /// pack is handed out, nor anything behind it.
     pub fn next_pack(&mut self) -> Result<Option<Pack>, WlogError> {
         self.pack_at = self.position - self.decoder.buffered_bytes() as u64;
         loop {
@@ -132,7 +132,8 @@ impl<R: Read> WlogReader<R> {
         WlogError::Pack { at: self.pack_at, source }
     }
 
-    /// After the end block: goes on to the wlog that follows in the same file, `false` if none does.
+    /// After the end block: goes on to the wlog that follows in the same file, `false` if none
+    /// does.
     ///
     /// # Errors
     /// When what follows is no sound wlog, or not the continuation of this one.
@@ -195,7 +196,8 @@ impl<W: Write> WlogWriter<W> {
     /// Writes the next pack.
     ///
     /// # Errors
-    /// When the target cannot be written, or the pack does not follow the one before it in the same log.
+    /// When the target cannot be written, or the pack does not follow the one before it in the same
+    /// log.
     pub fn write_pack(&mut self, pack: &Pack) -> io::Result<()> {
         let header = &pack.header;
         let follows = header.lsid() == self.next

@@ -13,8 +13,8 @@ use crate::files::create_output;
 
 /// Extract a wlog from a log device.
 ///
-/// A pack that begins before --to is extracted whole. The log ends at the first block that is not the
-/// pack expected there: that is said on stderr, and is an error only if --to lies beyond it.
+/// A pack that begins before --to is extracted whole. The log ends at the first block that is not
+/// the pack expected there: that is said on stderr, and is an error only if --to lies beyond it.
 #[derive(Debug, Args)]
 pub(crate) struct CatArgs {
     /// The log device

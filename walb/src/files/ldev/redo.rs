@@ -15,8 +15,8 @@ use crate::files::print_result;
 
 /// Bring a data device up to the end of the log, from written_lsid on.
 ///
-/// A torn last pack is cut, and packs behind the end are made unreadable, so that no later redo takes
-/// them for its continuation. Then written_lsid becomes the end of the log.
+/// A torn last pack is cut, and packs behind the end are made unreadable, so that no later redo
+/// takes them for its continuation. Then written_lsid becomes the end of the log.
 #[derive(Debug, Args)]
 pub(crate) struct RedoArgs {
     /// The log device

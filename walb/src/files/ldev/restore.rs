@@ -1,8 +1,8 @@
 //! `walb ldev restore`.
 //!
-//! The log is re-numbered by a fixed distance, and no pack straddles the end of the ring: before one
-//! that would, packs of nothing but padding fill the ring up, as the original does at blocks of 512
-//! bytes. (At 4096 it mixes up the units of the padding; here both are right.)
+//! The log is re-numbered by a fixed distance, and no pack straddles the end of the ring: before
+//! one that would, packs of nothing but padding fill the ring up, as the original does at blocks of
+//! 512 bytes. (At 4096 it mixes up the units of the padding; here both are right.)
 
 use std::path::PathBuf;
 

@@ -17,9 +17,9 @@ use crate::files::print_result;
 
 /// Check everything on a log device.
 ///
-/// The super sector, the packs from oldest_lsid on with all checksums, their order, their addresses,
-/// and the rule that no data crosses the end of the ring. A torn or missing pack is the normal end of
-/// a log after a crash; it is a problem only before written_lsid.
+/// The super sector, the packs from oldest_lsid on with all checksums, their order, their
+/// addresses, and the rule that no data crosses the end of the ring. A torn or missing pack is the
+/// normal end of a log after a crash; it is a problem only before written_lsid.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
     /// The log device

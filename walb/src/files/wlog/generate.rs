@@ -246,8 +246,8 @@ fn check_range(options: &str, min: u64, max: u64, limit: Lb) -> anyhow::Result<(
     let whole = min.is_multiple_of(512) && max.is_multiple_of(512);
     if !whole || min == 0 || min > max || max > limit.bytes() {
         bail!(
-            "{options} of {min} and {max} bytes cannot be: whole sectors of 512 are needed, at least \
-             one, at most {} bytes for this device, and the smallest first",
+            "{options} of {min} and {max} bytes cannot be: whole sectors of 512 are needed, \
+             at least one, at most {} bytes for this device, and the smallest first",
             limit.bytes()
         );
     }

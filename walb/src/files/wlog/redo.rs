@@ -16,8 +16,8 @@ use crate::files::print_result;
 /// Write a log onto an image.
 ///
 /// A damaged wlog is written up to the pack before the damage; then the command fails. Writes and
-/// discards that reach beyond the end of the image are left out, all others are written, and then the
-/// command fails too: nothing is lost silently.
+/// discards that reach beyond the end of the image are left out, all others are written, and then
+/// the command fails too: nothing is lost silently.
 #[derive(Debug, Args)]
 pub(crate) struct RedoArgs {
     #[command(flatten)]
