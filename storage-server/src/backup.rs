@@ -118,6 +118,8 @@ impl FullBackup {
         if let Some(gid) = self.ended_before(&info).await? {
             return Ok(gid);
         }
+        // Before the archive holds the volume for us: it does not wait for ever.
+        let _memory = volume.shared.budget.take(SCAN_BYTES).await;
         let agreed = self.agree(info).await?;
         volume.follow(Work::Ship);
         let uuid = agreed.info.status.log_uuid;
@@ -263,7 +265,6 @@ impl FullBackup {
             let path = &info.data_path;
             return Err(RoleError::wrong_size(format!("{path} is smaller than the volume")));
         }
-        let _memory = volume.shared.budget.take(SCAN_BYTES).await;
         self.handle.set_total(size);
         self.handle.advance(agreed.start_bytes);
         let start = FullSyncStart {

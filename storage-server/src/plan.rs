@@ -25,7 +25,7 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PlanError {
     /// A snapshot lies inside a pack.
-    #[error("no log pack ends at lsid {end}, where snapshot {} was taken; the last ends at {reached}", gid.0)]
+    #[error("no log pack ends at lsid {end}, where snapshot {gid} was taken, but at {reached}")]
     NotABoundary {
         /// Position of the snapshot.
         end: Lsid,

@@ -65,12 +65,13 @@ impl ProxySet {
         Self { proxies: endpoints.iter().map(proxy).collect(), stop, _stop_probes: guard }
     }
 
-    /// Whom to try, in order: those that are not known to be down, or all when none is left.
+    /// Whom to try, in order, and who is left out because it is known to be down. When all are
+    /// down, all are tried.
     #[must_use]
-    pub fn candidates(&self) -> Vec<Arc<Proxy>> {
-        let up = |p: &&Arc<Proxy>| !p.is_down.load(Ordering::Relaxed);
-        let candidates: Vec<_> = self.proxies.iter().filter(up).cloned().collect();
-        if candidates.is_empty() { self.proxies.clone() } else { candidates }
+    pub fn candidates(&self) -> (Vec<Arc<Proxy>>, Vec<Arc<Proxy>>) {
+        let is_down = |p: &Arc<Proxy>| p.is_down.load(Ordering::Relaxed);
+        let (down, up): (Vec<_>, Vec<_>) = self.proxies.iter().cloned().partition(is_down);
+        if up.is_empty() { (down, up) } else { (up, down) }
     }
 
     /// A connection to it failed: it is left out until it answers.
@@ -107,10 +108,10 @@ mod tests {
         let endpoints = ["unix:/nonexistent/a", "unix:/nonexistent/b"].map(|t| t.parse().unwrap());
         let set = ProxySet::new(&RealConnector, &endpoints);
         let order = |set: &ProxySet| -> Vec<_> {
-            set.candidates().iter().map(|p| p.address.clone()).collect()
+            set.candidates().0.iter().map(|p| p.address.clone()).collect()
         };
         assert_eq!(order(&set), ["unix:/nonexistent/a", "unix:/nonexistent/b"]);
-        let all = set.candidates();
+        let (all, _) = set.candidates();
         set.mark_down(&all[0]);
         assert_eq!(order(&set), ["unix:/nonexistent/b"]);
         set.mark_down(&all[1]);

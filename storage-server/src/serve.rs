@@ -13,10 +13,11 @@ use server_kit::config;
 use server_kit::net::{Connector, Endpoint, Listener, RealConnector};
 use server_kit::role::RoleServer;
 use server_kit::shutdown::Shutdown;
-use server_kit::units::{parse_duration, parse_size};
+use server_kit::units::{Size, Span};
 use server_kit::volume_name::ServerId;
 use tonic::service::Routes;
 
+use crate::device::Devices;
 use crate::device::control::ControlDevices;
 use crate::registry::{OpenDir, Registry, real_dirs};
 use crate::service::StorageService;
@@ -25,9 +26,12 @@ use crate::shared::{Config, Shared};
 /// The smallest `max_wlog_send`: a pack must fit.
 const MIN_WLOG_SEND: u64 = 1 << 20;
 
+/// The least `buffer_memory`: one scan, one transfer.
+const MIN_MEMORY: u64 = 32 << 20;
+
 /// Settings of the storage role; each is also a key of the configuration file.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct ServeArgs {
     /// A TOML file with these settings; flags win over it
     #[arg(long, value_name = "FILE")]
@@ -51,19 +55,19 @@ pub struct ServeArgs {
     pub proxy: Vec<Endpoint>,
     /// Most log of one transfer [default: 128M]
     #[arg(long, value_name = "SIZE")]
-    pub max_wlog_send: Option<String>,
+    pub max_wlog_send: Option<Size>,
     /// Shortest time between implicit snapshots [default: 1s]
     #[arg(long, value_name = "TIME")]
-    pub snapshot_interval: Option<String>,
+    pub snapshot_interval: Option<Span>,
     /// First pause after a failed transfer, doubled by each further one [default: 1s]
     #[arg(long, value_name = "TIME")]
-    pub retry_min: Option<String>,
+    pub retry_min: Option<Span>,
     /// Longest pause after failed transfers [default: 1m]
     #[arg(long, value_name = "TIME")]
-    pub retry_max: Option<String>,
+    pub retry_max: Option<Span>,
     /// Memory for log and backup data of all volumes [default: 256M]
     #[arg(long, value_name = "SIZE")]
-    pub buffer_memory: Option<String>,
+    pub buffer_memory: Option<Size>,
     /// Listen on addresses that others can reach, without encryption
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -74,16 +78,14 @@ pub struct ServeArgs {
     pub log_json: bool,
 }
 
-fn size(text: Option<&str>, key: &str, default: u64, min: u64) -> anyhow::Result<u64> {
-    let Some(text) = text else { return Ok(default) };
-    let size = parse_size(text).map_err(anyhow::Error::msg).with_context(|| key.to_owned())?;
-    anyhow::ensure!(size >= min, "{key}: {text} is too small, at least {min} bytes are needed");
+fn size(given: Option<Size>, key: &str, default: u64, min: u64) -> anyhow::Result<u64> {
+    let size = given.map_or(default, |Size(bytes)| bytes);
+    anyhow::ensure!(size >= min, "{key} is too small: at least {min} bytes are needed");
     Ok(size)
 }
 
-fn time(text: Option<&str>, key: &str, default: Duration) -> anyhow::Result<Duration> {
-    let Some(text) = text else { return Ok(default) };
-    let time = parse_duration(text).map_err(anyhow::Error::msg).with_context(|| key.to_owned())?;
+fn time(given: Option<Span>, key: &str, default: Duration) -> anyhow::Result<Duration> {
+    let time = given.map_or(default, |Span(time)| time);
     anyhow::ensure!(!time.is_zero(), "{key} must not be zero");
     Ok(time)
 }
@@ -96,30 +98,37 @@ impl ServeArgs {
     pub fn checked(&self) -> anyhow::Result<Config> {
         let missing = |key: &str| format!("{key} is missing: give --{key} or put it in the file");
         anyhow::ensure!(!self.proxy.is_empty(), missing("proxy"));
+        let second = Duration::from_secs(1);
         Ok(Config {
             id: self.id.clone().with_context(|| missing("id"))?,
             archive: self.archive.clone().with_context(|| missing("archive"))?,
             proxies: self.proxy.clone(),
-            max_wlog_send: size(
-                self.max_wlog_send.as_deref(),
-                "max_wlog_send",
-                128 << 20,
-                MIN_WLOG_SEND,
-            )?,
-            snapshot_interval: time(
-                self.snapshot_interval.as_deref(),
-                "snapshot_interval",
-                Duration::from_secs(1),
-            )?,
-            retry_min: time(self.retry_min.as_deref(), "retry_min", Duration::from_secs(1))?,
-            retry_max: time(self.retry_max.as_deref(), "retry_max", Duration::from_secs(60))?,
-            buffer_memory: size(
-                self.buffer_memory.as_deref(),
-                "buffer_memory",
-                256 << 20,
-                16 << 20,
-            )?,
+            max_wlog_send: size(self.max_wlog_send, "max-wlog-send", 128 << 20, MIN_WLOG_SEND)?,
+            snapshot_interval: time(self.snapshot_interval, "snapshot-interval", second)?,
+            retry_min: time(self.retry_min, "retry-min", second)?,
+            retry_max: time(self.retry_max, "retry-max", 60 * second)?,
+            buffer_memory: size(self.buffer_memory, "buffer-memory", 256 << 20, MIN_MEMORY)?,
         })
+    }
+}
+
+/// The world outside, as the server sees it; tests bring their own.
+pub struct World {
+    /// How servers are reached.
+    pub connector: Arc<dyn Connector>,
+    /// Where devices come from.
+    pub devices: Arc<dyn Devices>,
+    /// How state reaches the disk.
+    pub open_dir: OpenDir,
+}
+
+impl World {
+    /// The real one.
+    #[must_use]
+    pub fn real() -> Self {
+        let connector: Arc<dyn Connector> = Arc::new(RealConnector);
+        let devices = Arc::new(ControlDevices::new(Arc::clone(&connector)));
+        Self { connector, devices, open_dir: real_dirs() }
     }
 }
 
@@ -131,21 +140,16 @@ pub struct StorageRole {
 }
 
 impl StorageRole {
-    /// Binds, and finds the volumes. `connector` and `open_dir` are the world outside.
+    /// Binds, and finds the volumes.
     ///
     /// # Errors
     /// Settings, the address or the base directory cannot be used.
-    pub async fn open(
-        args: &ServeArgs,
-        connector: Arc<dyn Connector>,
-        open_dir: OpenDir,
-        shutdown: Shutdown,
-    ) -> anyhow::Result<Self> {
+    pub async fn open(args: &ServeArgs, world: World, shutdown: Shutdown) -> anyhow::Result<Self> {
         let config = args.checked()?;
         let base = args.base.clone().context("base is missing: give --base")?;
         let listen = args.listen.clone().context("listen is missing: give --listen")?;
         let listener = Listener::bind(&listen, args.insecure).await?;
-        let devices = Arc::new(ControlDevices::new(Arc::clone(&connector)));
+        let World { connector, devices, open_dir } = world;
         let id = config.id.clone();
         let shared = Arc::new(Shared::new(config, &*connector, devices, shutdown.clone()));
         let registry = Arc::new(Registry::open(base, Arc::clone(&shared), open_dir).await?);
@@ -194,5 +198,5 @@ async fn stop_all(registry: Arc<Registry>, shutdown: Shutdown) {
 pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let file = args.config.clone();
     let args = config::load(file.as_deref(), args)?;
-    StorageRole::open(&args, Arc::new(RealConnector), real_dirs(), shutdown).await?.run().await
+    StorageRole::open(&args, World::real(), shutdown).await?.run().await
 }

@@ -180,8 +180,10 @@ impl Shipper {
             plan,
             budget: shared.budget.clone(),
         };
-        let mut refusals = Vec::new();
-        for proxy in shared.proxies.candidates() {
+        let (candidates, down) = shared.proxies.candidates();
+        let mut refusals: Vec<_> =
+            down.iter().map(|proxy| format!("{}: does not answer", proxy.address)).collect();
+        for proxy in candidates {
             match transfer.send(&proxy.address, proxy.client()).await {
                 Ok(done) => {
                     self.volume.acknowledged(done).await?;
@@ -194,7 +196,7 @@ impl Shipper {
                     if error.reason() == Reason::Unreachable {
                         shared.proxies.mark_down(&proxy);
                     }
-                    refusals.push(error.full_message());
+                    refusals.push(format!("{}: {}", proxy.address, error.full_message()));
                 }
             }
         }

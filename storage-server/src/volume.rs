@@ -280,7 +280,9 @@ impl Volume {
         }
     }
 
-    /// Records a snapshot, durable (I6).
+    /// Records a snapshot of everything below `lsid`, durable (I6). Another one may have been taken
+    /// further on meanwhile: then an implicit snapshot is not needed any more, and an explicit one
+    /// is taken there, which holds what it has to hold.
     pub(crate) async fn record_snapshot(
         &self,
         lsid: Lsid,
@@ -289,6 +291,11 @@ impl Volume {
     ) -> Result<Mark, RoleError> {
         let update = self.book.update(|record| {
             let history = record.history.as_mut().ok_or_else(|| self.never_backed_up())?;
+            let newest = *history.marks.newest();
+            if mergeable && newest.lsid >= lsid {
+                return Ok(newest);
+            }
+            let lsid = lsid.max(newest.lsid);
             history.marks.take(lsid, mergeable, unix_seconds(), piece).map_err(|e| {
                 RoleError::new(Reason::Overflow, format!("no snapshot of volume {}", self.name))
                     .with_volume(&self.name)

@@ -1,4 +1,4 @@
-//! Gid allocation and the choice of what is sent: the worked examples of `semantics.md` §3.4-§3.5,
+//! Gid allocation and the choice of what is sent: the worked examples of semantics.md §3.4-§3.5,
 //! and the rule that a retry never changes what a pair of gids means.
 #![allow(
     clippy::unwrap_used,
@@ -154,7 +154,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever is lost and whatever is configured meanwhile: one pair of gids, one range, one time;
+    /// Whatever is lost and configured meanwhile: one pair of gids, one range, one time;
     /// and what is acknowledged leaves no gap and no overlap.
     #[test]
     fn a_pair_of_gids_means_one_range_and_time_for_ever(

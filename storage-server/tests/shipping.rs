@@ -1,0 +1,198 @@
+//! Following and shipping: what is sent to whom, under which gids, and what happens when proxies
+//! refuse, break off or forget to answer.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test may panic"
+)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Behaviour, Cluster, StorageOptions, VOLUME, eventually};
+use proto::v1::{StopMode, StorageMode};
+
+fn slow_snapshots() -> StorageOptions {
+    StorageOptions { snapshot_interval: Duration::from_secs(3600), ..StorageOptions::default() }
+}
+
+#[tokio::test]
+async fn writes_are_shipped_by_themselves_and_a_snapshot_is_the_device_at_that_time() {
+    let mut cluster = Cluster::target(16, StorageOptions::default()).await;
+    for _ in 0..10 {
+        cluster.device.scribble(20).await;
+        cluster.check_restorable().await;
+    }
+    let view = cluster.storage.get(VOLUME).await;
+    assert_eq!((view.state.as_str(), view.error.as_str()), ("Target", ""));
+    assert!(view.last_proxy.ends_with("p0.sock"), "{}", view.last_proxy);
+    // All of it is released once the device has taken a checkpoint.
+    eventually("an empty log", || async {
+        (cluster.storage.get(VOLUME).await.log_usage_pb == 0).then_some(())
+    })
+    .await;
+    cluster.wire.assert_sound();
+}
+
+#[tokio::test]
+async fn the_first_write_after_a_pause_is_shipped_at_once_and_the_interval_bounds_the_gids() {
+    let mut cluster = Cluster::target(16, slow_snapshots()).await;
+    cluster.check_restorable().await;
+    let before = cluster.wire.stored().len();
+    let begin = std::time::Instant::now();
+    cluster.device.scribble(1).await;
+    eventually("the write", || async { (cluster.wire.stored().len() > before).then_some(()) })
+        .await;
+    let took = begin.elapsed();
+    println!("first ship {took:?} after the write");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    cluster.device.scribble(5).await;
+    let snapshots = cluster.storage.get(VOLUME).await.latest_gid;
+    cluster.check_restorable().await;
+    let after = cluster.storage.get(VOLUME).await.latest_gid;
+    assert_eq!(after, snapshots + 1, "an implicit snapshot before its time");
+}
+
+#[tokio::test]
+async fn a_long_log_goes_in_pieces_each_with_its_gid() {
+    let mut cluster = Cluster::target(32, slow_snapshots()).await;
+    cluster.check_restorable().await;
+    cluster.storage.stop_volume(VOLUME, StopMode::Graceful).await.unwrap();
+    let (before, base) = (cluster.wire.stored().len(), cluster.storage.record());
+    let done = base.history.unwrap().marks.done;
+    // 5 MiB in 64 KiB writes and their headers, in pieces of 1 MiB = 256 blocks.
+    cluster.device.fill(5 << 20).await;
+    let snapshot = cluster.storage.snapshot(VOLUME).await.unwrap();
+    let reserved = (snapshot.lsid - done.lsid.0) / 256;
+    assert!(reserved >= 5);
+    assert_eq!(snapshot.gid, done.gid.0 + 1 + reserved, "one gid for each started piece");
+    cluster.storage.start_volume(VOLUME, StorageMode::Target).await.unwrap();
+    cluster.shipped(snapshot.gid).await;
+    let pieces: Vec<_> = cluster.wire.stored()[before..].iter().map(|s| s.summary()).collect();
+    for (index, (begin, end, from, to, mergeable)) in pieces.iter().enumerate() {
+        assert_eq!(*begin, done.gid.0 + index as u64, "{pieces:?}");
+        assert_eq!(*mergeable, index > 0, "only what follows the explicit snapshot is kept");
+        let last = *end == snapshot.gid;
+        assert!(last || (*end == begin + 1 && to - from <= 256), "{pieces:?}");
+    }
+    cluster.check_restorable().await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_or_is_dead_is_passed_over() {
+    let mut cluster = Cluster::target(16, StorageOptions::default()).await;
+    cluster.proxies[0].behave(Behaviour::Refuse);
+    cluster.device.scribble(10).await;
+    cluster.check_restorable().await;
+    assert_eq!(cluster.wire.stored().last().unwrap().proxy, "p1");
+    cluster.proxies[0].behave(Behaviour::Accept);
+    cluster.check_restorable().await;
+    assert_eq!(cluster.wire.stored().last().unwrap().proxy, "p0", "a refusal is not remembered");
+    cluster.proxies[0].down().await;
+    cluster.device.scribble(10).await;
+    cluster.check_restorable().await;
+    assert_eq!(cluster.wire.stored().last().unwrap().proxy, "p1");
+}
+
+#[tokio::test]
+async fn with_no_proxy_left_the_log_is_kept_and_the_error_shown_until_one_is_back() {
+    let mut cluster = Cluster::target(16, StorageOptions::default()).await;
+    cluster.check_restorable().await;
+    cluster.proxies[0].down().await;
+    cluster.proxies[1].behave(Behaviour::Refuse);
+    cluster.device.scribble(30).await;
+    let view = eventually("an error", || async {
+        let view = cluster.storage.get(VOLUME).await;
+        (!view.error.is_empty()).then_some(view)
+    })
+    .await;
+    assert_eq!(view.state, "Target");
+    assert!(view.error.contains("p0.sock") && view.error.contains("the stub is full"), "{view:?}");
+    assert!(view.log_usage_pb > 0 && view.done_lsid < view.latest_lsid);
+    cluster.proxies[0].up().await;
+    cluster.storage.client().kick(proto::v1::KickStorageRequest::default()).await.unwrap();
+    cluster.check_restorable().await;
+    assert_eq!(cluster.storage.get(VOLUME).await.error, "");
+}
+
+#[tokio::test]
+async fn a_lost_answer_repeats_the_same_range_under_the_same_gids_elsewhere() {
+    let mut cluster = Cluster::target(16, slow_snapshots()).await;
+    cluster.check_restorable().await;
+    cluster.proxies[0].behave(Behaviour::LoseAck);
+    cluster.device.scribble(30).await;
+    cluster.check_restorable().await;
+    let stored = cluster.wire.stored();
+    let lost: Vec<_> = stored.iter().filter(|s| !s.acknowledged).collect();
+    assert!(!lost.is_empty());
+    for first in lost {
+        let again = stored.iter().find(|s| s.acknowledged && s.diff() == first.diff()).unwrap();
+        assert_eq!((again.proxy.as_str(), again.summary()), ("p1", first.summary()));
+        assert_eq!(again.end, first.end, "timestamp and flags too");
+        assert_eq!(again.bytes, first.bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_transfer_that_breaks_off_starts_again_from_what_was_acknowledged() {
+    let mut cluster = Cluster::target(16, StorageOptions::default()).await;
+    cluster.proxies[0].behave(Behaviour::BreakOff);
+    cluster.proxies[1].behave(Behaviour::BreakOff);
+    cluster.device.fill(3 << 20).await;
+    eventually("a broken transfer", || async { (cluster.wire.broken_off() > 2).then_some(()) })
+        .await;
+    cluster.proxies[1].behave(Behaviour::Accept);
+    cluster.check_restorable().await;
+}
+
+#[tokio::test]
+async fn an_idle_volume_does_nothing_at_all() {
+    let mut cluster = Cluster::target(16, StorageOptions::default()).await;
+    cluster.device.scribble(10).await;
+    cluster.check_restorable().await;
+    eventually("an empty log", || async {
+        (cluster.storage.get(VOLUME).await.log_usage_pb == 0).then_some(())
+    })
+    .await;
+    let (attempts, gid) = (cluster.wire.attempts(), cluster.storage.get(VOLUME).await.latest_gid);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(cluster.wire.attempts(), attempts);
+    assert_eq!(cluster.storage.get(VOLUME).await.latest_gid, gid);
+}
+
+#[tokio::test]
+async fn shipping_goes_on_when_the_device_role_comes_back() {
+    let mut cluster = Cluster::target(16, StorageOptions::default()).await;
+    cluster.check_restorable().await;
+    cluster.device.stop().await;
+    eventually("the device is missed", || async {
+        let view = cluster.storage.get(VOLUME).await;
+        (!view.error.is_empty() && view.state == "Target").then_some(())
+    })
+    .await;
+    cluster.device.start().await;
+    cluster.device.scribble(20).await;
+    cluster.check_restorable().await;
+}
+
+#[tokio::test]
+async fn a_standby_throws_its_log_away_also_without_new_writes() {
+    let mut cluster = Cluster::new(16, StorageOptions::default()).await;
+    cluster.storage.start_volume(VOLUME, StorageMode::Standby).await.unwrap();
+    // More than the ring holds, over several checkpoints.
+    for _ in 0..5 {
+        cluster.device.fill(5 << 20).await;
+        eventually("an empty log", || async {
+            (cluster.storage.get(VOLUME).await.log_usage_pb == 0).then_some(())
+        })
+        .await;
+    }
+    let view = cluster.storage.get(VOLUME).await;
+    assert_eq!((view.overflow, view.state.as_str()), (false, "Standby"));
+    assert_eq!(cluster.wire.stored().len(), 0);
+    cluster.storage.stop_volume(VOLUME, StopMode::Graceful).await.unwrap();
+    assert_eq!(cluster.storage.get(VOLUME).await.state, "SyncReady");
+}
