@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::{SemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
+use crate::admission::Permit;
 use crate::request::{Op, Request};
 use crate::uring::Uring;
 use crate::workers;
@@ -41,12 +42,7 @@ impl Backend {
     }
 
     /// Executes `op` and returns it with its results.
-    pub(crate) async fn run(
-        self,
-        file: &Arc<File>,
-        op: Op,
-        permit: SemaphorePermit<'static>,
-    ) -> io::Result<Op> {
+    pub(crate) async fn run(self, file: &Arc<File>, op: Op, permit: Permit) -> io::Result<Op> {
         let (reply, result) = oneshot::channel();
         let mut request = Request { file: Arc::clone(file), op, reply, permit };
         match self {

@@ -13,13 +13,14 @@ use futures::future::BoxFuture;
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
 
+use crate::admission::Admission;
 use crate::backend::Backend;
 use crate::buffer::AlignedBuf;
 use crate::device::{
     BlockDevice, Extent, IoContext, Operation, check_range, check_transfer, os_error,
 };
 use crate::probe::{Kind, Opened};
-use crate::request::{Op, admit};
+use crate::request::Op;
 use crate::{extents, probe, sys, workers};
 
 /// Zeros are written in pieces of this size where the filesystem cannot zero a range itself.
@@ -31,6 +32,7 @@ pub(crate) struct FileDevice {
     path: String,
     kind: Kind,
     backend: Backend,
+    admission: Admission,
     size_bytes: AtomicU64,
     block_bytes: u32,
     /// Alignment of memory that the kernel asks for; 1 when buffered.
@@ -46,6 +48,7 @@ impl FileDevice {
             path: opened.path,
             kind: opened.kind,
             backend,
+            admission: Admission::new(),
             size_bytes: AtomicU64::new(opened.size_bytes),
             block_bytes: opened.block_bytes,
             memory_align: opened.memory_align,
@@ -69,11 +72,11 @@ impl FileDevice {
     }
 
     async fn run(&self, op: Op) -> io::Result<Op> {
-        self.backend.run(&self.file, op, admit().await).await
+        self.backend.run(&self.file, op, self.admission.admit().await).await
     }
 
     async fn read_checked(&self, offset: u64, len: usize) -> io::Result<Bytes> {
-        let permit = admit().await;
+        let permit = self.admission.admit().await;
         let buf = AlignedBuf::recycled(len);
         let op = Op::Read { offset, buf, filled: 0 };
         match self.backend.run(&self.file, op, permit).await? {
@@ -123,7 +126,7 @@ impl FileDevice {
                 self.allocate(mode, offset, len).await
             }
             Kind::BlockDevice => {
-                let (file, permit) = (Arc::clone(&self.file), admit().await);
+                let (file, permit) = (Arc::clone(&self.file), self.admission.admit().await);
                 workers::run(move || {
                     let _permit = permit;
                     sys::discard(&file, offset, len)
@@ -165,7 +168,7 @@ impl FileDevice {
         if self.kind == Kind::BlockDevice {
             return Ok(vec![Extent { len, hole: false }]);
         }
-        let (file, permit) = (Arc::clone(&self.file), admit().await);
+        let (file, permit) = (Arc::clone(&self.file), self.admission.admit().await);
         let block = u64::from(self.block_bytes);
         workers::run(move || {
             let _permit = permit;

@@ -19,6 +19,7 @@
 //! - No error loses its cause: which operation, on which path, offset and length.
 //! - `unsafe` is confined to small modules that say so, each block with its reason.
 
+mod admission;
 mod backend;
 pub mod buffer;
 pub mod device;

@@ -1,4 +1,4 @@
-//! One request to a file: what the engines execute, and how they admit it.
+//! One request to a file: what the engines execute.
 //!
 //! Invariant: a [`Request`] owns its buffers and its file until it is answered, whoever still waits
 //! for it.
@@ -14,25 +14,13 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc::off_t;
 use nix::sys::uio::pwritev;
 use nix::unistd::fdatasync;
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
+use crate::admission::Permit;
 use crate::buffer::AlignedBuf;
-
-/// Requests that the process has in flight at most; beyond it callers wait.
-pub(crate) const QUEUE_DEPTH: usize = 512;
 
 /// The most buffers in one vectored system call (IOV_MAX); longer requests are continued.
 pub(crate) const MAX_VECTORS: usize = 1024;
-
-static ADMISSION: Semaphore = Semaphore::const_new(QUEUE_DEPTH);
-
-/// Waits until one more request may be in flight.
-pub(crate) async fn admit() -> SemaphorePermit<'static> {
-    match ADMISSION.acquire().await {
-        Ok(permit) => permit,
-        Err(_closed) => unreachable!("nobody closes the admission"),
-    }
-}
 
 /// What to do. Reads and writes remember how far they have come, so that short transfers are
 /// continued.
@@ -54,7 +42,7 @@ pub(crate) struct Request {
     pub(crate) file: Arc<File>,
     pub(crate) op: Op,
     pub(crate) reply: oneshot::Sender<io::Result<Op>>,
-    pub(crate) permit: SemaphorePermit<'static>,
+    pub(crate) permit: Permit,
 }
 
 impl Request {

@@ -24,7 +24,8 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use crossbeam_channel::{Sender, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::request::{QUEUE_DEPTH, Request};
+use crate::admission::QUEUE_DEPTH;
+use crate::request::Request;
 use driver::Driver;
 
 /// A handle to the engine thread, which lives as long as the process.

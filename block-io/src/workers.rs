@@ -18,7 +18,7 @@ type Job = Box<dyn FnOnce() + Send>;
 static JOBS: OnceLock<Sender<Job>> = OnceLock::new();
 
 /// Runs `work` on a thread of the pool. The queue is bounded by its callers' admission
-/// (`request::admit`).
+/// (`admission`).
 pub(crate) async fn run<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

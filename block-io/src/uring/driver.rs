@@ -13,7 +13,8 @@ use nix::errno::Errno;
 
 use super::Doorbell;
 use super::sqe::{InFlight, Slabs, push, push_doorbell};
-use crate::request::{QUEUE_DEPTH, Request};
+use crate::admission::QUEUE_DEPTH;
+use crate::request::Request;
 
 /// Entries of the submission queue: every request in flight and the doorbell fit.
 const RING_ENTRIES: u32 = 1024;
