@@ -64,14 +64,12 @@ impl ControlService {
         if names.is_empty() {
             return Err(RoleError::bad_request("freeze of no volume at all"));
         }
-        let mut group = Vec::with_capacity(names.len());
+        let mut group = BTreeMap::new();
         for name in names {
-            group.push(Arc::clone(&self.find(name)?.volume));
+            group.insert(name.as_str(), Arc::clone(&self.find(name)?.volume));
         }
-        group.sort_by(|a, b| a.name().cmp(b.name()));
-        group.dedup_by(|a, b| a.name() == b.name());
         let mut frozen = Vec::with_capacity(group.len());
-        for volume in group {
+        for volume in group.into_values() {
             match volume.freeze().await {
                 Ok(ticket) => frozen.push((volume, ticket)),
                 Err(error) => {
