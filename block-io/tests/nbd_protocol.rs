@@ -146,8 +146,10 @@ async fn block_status_is_cut_joined_and_of_one_extent_on_request() {
     raw.send(&request(7, 0, 1, 512, 3 * PAGE as u32)).await;
     let expected = status(&[(PAGE - 512, 3), (2 * PAGE, 0), (512, 3)]);
     assert_eq!(raw.reply().await, done(1, 5, expected));
-    raw.send(&request(7, 8, 2, PAGE as u64, PAGE as u32)).await;
-    assert_eq!(raw.reply().await, done(2, 5, status(&[(PAGE, 0)])));
+    raw.send(&request(7, 8, 2, 0, 4 * PAGE as u32)).await;
+    assert_eq!(raw.reply().await, done(2, 5, status(&[(PAGE, 3)])));
+    raw.send(&request(7, 8, 3, PAGE as u64, PAGE as u32)).await;
+    assert_eq!(raw.reply().await, done(3, 5, status(&[(PAGE, 0)])));
     // Not chosen, not served.
     let mut raw = Raw::simple(&served.socket).await;
     raw.send(&request(7, 0, 3, 0, PAGE as u32)).await;
@@ -223,6 +225,49 @@ fn any_request() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+/// Room for what one write of a series writes.
+const SLOT: usize = 64 << 10;
+
+/// What disturbs a series of writes of one size.
+#[derive(Clone, Copy, Debug)]
+enum Surprise {
+    None,
+    OtherLength(usize),
+    Refused,
+    Read,
+    Flush,
+}
+
+fn any_surprise() -> impl Strategy<Value = Surprise> {
+    prop_oneof![
+        (1_usize..128).prop_map(|sectors| Surprise::OtherLength(sectors * 512)),
+        Just(Surprise::Refused),
+        Just(Surprise::Read),
+        Just(Surprise::Flush),
+    ]
+}
+
+impl Surprise {
+    /// The requests of one slot; what they write is written to `image` as well. Payloads look like
+    /// requests, so that taking the one for the other shows.
+    fn requests(self, slot: usize, usual: usize, image: &mut [u8]) -> Vec<u8> {
+        let (cookie, offset) = (slot as u64, slot * SLOT);
+        let len = if let Self::OtherLength(len) = self { len } else { usual };
+        let head = request(WRITE, 0, cookie, offset as u64, len as u32);
+        let mut payload = request(WRITE, 0, cookie, 512, usual as u32).repeat(len / 28 + 1);
+        payload.truncate(len);
+        let refused = [request(WRITE, 0, cookie, 1, len as u32), payload.clone()].concat();
+        image[offset..offset + len].copy_from_slice(&payload);
+        let before = match self {
+            Self::None | Self::OtherLength(_) => Vec::new(),
+            Self::Refused => refused,
+            Self::Read => request(READ, 0, cookie, 0, 512),
+            Self::Flush => request(3, 0, cookie, 0, 0),
+        };
+        [before, head, payload].concat()
+    }
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
@@ -286,6 +331,36 @@ proptest! {
             let replies = final_replies(&exchange(&mut raw, &bytes.concat()).await);
             let expected: BTreeMap<u64, usize> = (0..count).map(|cookie| (cookie, 1)).collect();
             assert_eq!(replies, expected);
+            still_serves(&served).await;
+            served.stop().await;
+        });
+    }
+
+    #[test]
+    fn payloads_arrive_whole_however_they_are_cut(
+        usual in (1_usize..24).prop_map(|sectors| sectors * 512),
+        surprises in prop::collection::vec(
+            prop_oneof![6 => Just(Surprise::None), 1 => any_surprise()], 1..60),
+        cuts in prop::collection::vec(1_usize..20_000, 1..40),
+    ) {
+        runtime().block_on(async {
+            let served = Served::new(MemoryExport::new(60 * SLOT)).await;
+            let mut raw = Raw::structured(&served.socket).await;
+            let mut image = vec![0; 60 * SLOT];
+            let mut bytes = Vec::new();
+            for (slot, surprise) in surprises.iter().enumerate() {
+                bytes.extend(surprise.requests(slot, usual, &mut image));
+            }
+            bytes.extend(request(DISC, 0, 0, 0, 0));
+            let (mut sent, mut cuts) = (0, cuts.into_iter().cycle());
+            while sent < bytes.len() {
+                let end = bytes.len().min(sent + cuts.next().unwrap());
+                raw.send(&bytes[sent..end]).await;
+                tokio::task::yield_now().await;
+                sent = end;
+            }
+            raw.rest().await;
+            assert!(served.export.state.lock().data == image, "not what was written");
             still_serves(&served).await;
             served.stop().await;
         });

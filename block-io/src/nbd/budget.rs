@@ -103,6 +103,11 @@ impl Ledger {
         }
     }
 
+    /// Leaves the queue for memory: whoever stays there without asking holds up all others.
+    pub(super) fn stop_waiting(&mut self) {
+        self.waiting = None;
+    }
+
     /// Gives memory back.
     pub(super) fn release(&mut self, charge: Charge) {
         self.held_pages -= charge.pages;

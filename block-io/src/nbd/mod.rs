@@ -21,6 +21,7 @@ pub mod client;
 pub mod export;
 mod failures;
 mod handshake;
+mod input;
 pub mod protocol;
 mod reply;
 mod request;

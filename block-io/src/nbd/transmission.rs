@@ -12,20 +12,20 @@
 //! - A peer that holds memory that others wait for, and does not move, is disconnected.
 
 use std::future::Future;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, Stream};
-use zerocopy::FromBytes;
 
 use super::budget::{Charge, Ledger};
 use super::export::{Chunk, Export, ExportError, Extent};
 use super::failures::Failures;
 use super::handshake::{Negotiated, served_bytes};
-use super::protocol::{Errno, RequestHeader};
+use super::input::{Due, Input, Payload};
+use super::protocol::Errno;
 use super::reply::Replies;
 use super::request::{Kind, MAX_STATUS_BYTES, Request, Rules, Verdict, judge};
 use super::server::Limits;
@@ -45,9 +45,6 @@ pub(super) enum TransmissionError {
     InTheWay(Duration),
 }
 
-/// Room for request heads: what one call may read besides a payload.
-const INPUT_BYTES: usize = 4096;
-const HEADER_BYTES: usize = size_of::<RequestHeader>();
 /// Requests that are taken in before replies get their turn.
 const BATCH: usize = 64;
 
@@ -59,8 +56,7 @@ enum Receiving {
     Payload {
         request: Request,
         charge: Charge,
-        buf: AlignedBuf,
-        filled: usize,
+        payload: Payload,
     },
     /// The payload of a refused write goes by.
     Skip {
@@ -73,45 +69,6 @@ enum Receiving {
     Ended,
 }
 
-/// Bytes that were read but not understood yet.
-struct Input {
-    bytes: Box<[u8; INPUT_BYTES]>,
-    start: usize,
-    end: usize,
-}
-
-impl Input {
-    fn pending(&self) -> &[u8] {
-        self.bytes.get(self.start..self.end).unwrap_or_default()
-    }
-
-    fn header(&mut self) -> Option<RequestHeader> {
-        let (header, _) = RequestHeader::read_from_prefix(self.pending()).ok()?;
-        self.start += HEADER_BYTES;
-        Some(header)
-    }
-
-    /// Moves pending bytes into a payload.
-    fn take_into(&mut self, to: &mut [u8]) -> usize {
-        let count = self.pending().len().min(to.len());
-        if let (Some(to), Some(from)) = (to.get_mut(..count), self.pending().get(..count)) {
-            to.copy_from_slice(from);
-        }
-        self.start += count;
-        count
-    }
-
-    /// Free room behind the pending bytes, at most `max`.
-    fn room(&mut self, max: usize) -> &mut [u8] {
-        self.bytes.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
-        let room = self.bytes.get_mut(self.end..).unwrap_or_default();
-        let len = room.len().min(max);
-        room.get_mut(..len).unwrap_or_default()
-    }
-}
-
 /// One connection in its transmission phase.
 pub(super) struct Transmission<'a> {
     socket: &'a Socket,
@@ -122,9 +79,6 @@ pub(super) struct Transmission<'a> {
     ledger: Ledger,
     input: Input,
     receiving: Receiving,
-    /// The last request was a write: the next one probably is, so that its payload is not to be
-    /// read with its head.
-    writing: bool,
     running: FuturesUnordered<Running<'a>>,
     replies: Replies,
     failures: Failures,
@@ -140,7 +94,6 @@ impl<'a> Transmission<'a> {
         limits: Limits,
         ledger: Ledger,
     ) -> Self {
-        let bytes = Box::new([0; INPUT_BYTES]);
         Self {
             socket,
             export: &*negotiated.export,
@@ -148,9 +101,8 @@ impl<'a> Transmission<'a> {
             allocation: negotiated.allocation,
             limits,
             ledger,
-            input: Input { bytes, start: 0, end: 0 },
+            input: Input::new(),
             receiving: Receiving::Header,
-            writing: false,
             running: FuturesUnordered::new(),
             replies: Replies::new(negotiated.structured),
             failures: Failures::new(&negotiated.name),
@@ -162,6 +114,7 @@ impl<'a> Transmission<'a> {
     /// Takes no more requests; [`poll`](Self::poll) finishes what has begun.
     pub(super) fn stop_receiving(&mut self) {
         self.receiving = Receiving::Ended;
+        self.ledger.stop_waiting();
     }
 
     /// Drives the connection; ready when it is over.
@@ -194,7 +147,7 @@ impl<'a> Transmission<'a> {
 
     /// The client cannot be reached any more.
     fn lose(&mut self, why: TransmissionError) {
-        self.receiving = Receiving::Ended;
+        self.stop_receiving();
         self.replies.discard(&mut self.ledger);
         self.lost.get_or_insert(why);
     }
@@ -230,24 +183,17 @@ impl<'a> Transmission<'a> {
                     }
                 }
             }
-            Receiving::Payload { request, charge, buf, filled } => {
-                self.poll_payload(cx, request, charge, buf, filled)
+            Receiving::Payload { request, charge, payload } => {
+                self.poll_payload(cx, request, charge, payload)
             }
             Receiving::Skip { left: 0, cookie, errno, why } => {
                 self.replies.failure(cookie, errno, why);
                 Poll::Ready(Ok(()))
             }
             Receiving::Skip { left, cookie, errno, why } => {
-                let pending = self.input.pending().len();
-                let skipped = usize::try_from(left).map_or(pending, |left| left.min(pending));
-                self.input.start += skipped;
-                let left = left - skipped as u64;
+                let left = self.input.skip(left);
                 self.receiving = Receiving::Skip { left, cookie, errno, why };
-                if left > 0 {
-                    self.poll_fill(cx, &mut []).map_ok(|_| ())
-                } else {
-                    Poll::Ready(Ok(()))
-                }
+                if left > 0 { self.poll_fill(cx, Due::Waste) } else { Poll::Ready(Ok(())) }
             }
             Receiving::Ended => {
                 self.receiving = Receiving::Ended;
@@ -261,7 +207,7 @@ impl<'a> Transmission<'a> {
             return Poll::Pending;
         }
         let Some(header) = self.input.header() else {
-            return self.poll_fill(cx, &mut []).map_ok(|_| ());
+            return self.poll_fill(cx, Due::Head);
         };
         self.receiving = match judge(&header, &self.rules()) {
             Verdict::Garbage => return Poll::Ready(Err(TransmissionError::Garbage)),
@@ -292,10 +238,9 @@ impl<'a> Transmission<'a> {
 
     /// Memory is there: a write gets its payload, everything else starts.
     fn admit(&mut self, request: Request, charge: Charge) {
-        self.writing = matches!(request.kind, Kind::Write { .. });
-        if self.writing {
-            let buf = AlignedBuf::recycled(usize::try_from(request.len).unwrap_or(usize::MAX));
-            self.receiving = Receiving::Payload { request, charge, buf, filled: 0 };
+        if matches!(request.kind, Kind::Write { .. }) {
+            let payload = self.input.payload(request.len);
+            self.receiving = Receiving::Payload { request, charge, payload };
         } else {
             self.start(request, Some(charge), None);
         }
@@ -306,51 +251,35 @@ impl<'a> Transmission<'a> {
         cx: &mut Context<'_>,
         request: Request,
         charge: Charge,
-        mut buf: AlignedBuf,
-        mut filled: usize,
+        mut payload: Payload,
     ) -> Poll<Result<(), TransmissionError>> {
-        filled += self.input.take_into(buf.get_mut(filled..).unwrap_or_default());
         let mut result = Poll::Ready(Ok(()));
-        if filled < buf.len() {
-            result = match self.poll_fill(cx, buf.get_mut(filled..).unwrap_or_default()) {
-                Poll::Ready(Ok(count)) => {
-                    filled += count;
-                    Poll::Ready(Ok(()))
-                }
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                Poll::Pending => Poll::Pending,
-            };
+        if !payload.is_complete() {
+            result = self.poll_fill(cx, Due::Payload(&mut payload));
         }
-        if filled == buf.len() {
-            self.start(request, Some(charge), Some(buf));
+        if payload.is_complete() {
+            self.start(request, Some(charge), Some(payload.into_buf()));
         } else {
-            self.receiving = Receiving::Payload { request, charge, buf, filled };
+            self.receiving = Receiving::Payload { request, charge, payload };
         }
         result
     }
 
-    /// Reads what has come: first into `payload`, then into the input; returns the first part.
+    /// Reads what has come; the client may go only between two requests.
     fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
-        payload: &mut [u8],
-    ) -> Poll<Result<usize, TransmissionError>> {
-        let between =
-            matches!(self.receiving, Receiving::Header) && self.input.pending().is_empty();
-        let ahead = HEADER_BYTES.saturating_sub(self.input.pending().len());
-        let room = self.input.room(if self.writing { ahead } else { INPUT_BYTES });
-        let (first, total) = (payload.len(), payload.len() + room.len());
-        let mut buffers = [IoSliceMut::new(payload), IoSliceMut::new(room)];
-        let count = ready!(self.socket.poll_read(cx, &mut buffers, total))?;
-        if count == 0 {
-            if first == 0 && between {
-                self.receiving = Receiving::Ended;
-                return Poll::Ready(Ok(0));
-            }
+        due: Due<'_>,
+    ) -> Poll<Result<(), TransmissionError>> {
+        let between = matches!(due, Due::Head) && self.input.is_empty();
+        let more = ready!(self.input.poll_fill(cx, self.socket, due))?;
+        if !more && !between {
             return Poll::Ready(Err(TransmissionError::Truncated));
         }
-        self.input.end += count.saturating_sub(first);
-        Poll::Ready(Ok(count.min(first)))
+        if !more {
+            self.receiving = Receiving::Ended;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn start(&mut self, request: Request, charge: Option<Charge>, payload: Option<AlignedBuf>) {
