@@ -128,6 +128,7 @@ where
     let staging = tokio::spawn(async move {
         let reply = WlogTransferReply { wdiff_bytes: converted.bytes };
         let staged = Staged { diff, uuid: announced.spec.uuid };
+        tracing::debug!(volume = %volume.name, %diff, bytes = converted.bytes, "received");
         blocking::run(move || volume.stage(converted.tmp, staged, &name, announced.size_lb))
             .await?;
         transition.commit(State::Started);

@@ -301,11 +301,18 @@ impl Volume {
                 queue.settle(|s| !s.sending && (s.empty || !empty)).await;
             }
         };
+        let requested = self.env.shutdown.requested();
+        let given_up = |why: &str| {
+            let message = format!("volume {} is not stopped: {why}", self.name);
+            RoleError::cancelled(message).with_volume(&self.name)
+        };
         tokio::select! {
             () = settled => Ok(()),
-            () = self.cell.wait_until(|v| empty && v.stop > flag) => Err(RoleError::cancelled(
-                format!("volume {}: a more urgent stop overtakes this one", self.name),
-            ).with_volume(&self.name)),
+            () = self.cell.wait_until(|v| empty && v.stop > flag) => {
+                Err(given_up("a more urgent stop overtakes this one"))
+            }
+            // Nothing is sent from then on, so the queues will not become empty.
+            () = requested.cancelled(), if empty => Err(given_up("the proxy is shutting down")),
         }
     }
 

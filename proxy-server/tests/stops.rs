@@ -12,7 +12,7 @@ mod common;
 use common::archive::{Archive, Order};
 use common::log::Device;
 use common::{Place, Proxy, soon, started, until};
-use proto::v1::StopMode;
+use proto::v1::{StopMode, WdiffResult};
 use server_kit::error::Reason;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
@@ -138,6 +138,45 @@ async fn a_stop_when_empty_sends_everything_first() {
     assert_eq!(archive.stored().len(), 2);
     assert!(place.staged("a0").is_empty());
     assert!(archive.image() == device.image);
+}
+
+#[tokio::test]
+async fn a_stop_when_empty_waits_as_long_as_the_archive_does_not_take_it() {
+    let place = Place::new();
+    let archive = Archive::start(&place.socket("a0")).await;
+    archive.always(Some(Order::Answer(WdiffResult::TooNew)));
+    let proxy = Arc::new(Proxy::start(&place).await);
+    started(&place, &proxy).await;
+    let mut device = Device::new();
+    let ios = device.random_ios(4, 64);
+    proxy.send(device.write(&ios).messages()).await.unwrap();
+    let stopping = stop(&proxy, StopMode::Empty);
+    state(&proxy, "WaitForEmpty").await;
+    archive.attempted(archive.attempts().len() + 4).await;
+    assert_eq!(proxy.state().await, "WaitForEmpty");
+    assert!(!stopping.is_finished());
+    archive.always(None);
+    soon("the stop", stopping).await.unwrap().unwrap();
+    assert!(archive.image() == device.image);
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_a_stop_that_waits_for_a_dead_archive() {
+    let place = Place::new();
+    let proxy = Arc::new(Proxy::start(&place).await);
+    started(&place, &proxy).await;
+    let mut device = Device::new();
+    let ios = device.random_ios(4, 64);
+    proxy.send(device.write(&ios).messages()).await.unwrap();
+    let stopping = stop(&proxy, StopMode::Empty);
+    state(&proxy, "WaitForEmpty").await;
+    proxy.shutdown.request(StopMode::Graceful);
+    let given_up = soon("the stop", stopping).await.unwrap().unwrap_err();
+    assert_eq!(common::error(&given_up).reason(), Reason::Cancelled);
+    Arc::into_inner(proxy).unwrap().end(StopMode::Graceful).await;
+    let proxy = Proxy::start(&place).await;
+    assert_eq!(proxy.state().await, "Started", "it never stopped");
+    proxy.kill().await;
 }
 
 #[tokio::test]

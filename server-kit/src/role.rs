@@ -9,6 +9,7 @@ use crate::operations::Operations;
 use crate::shutdown::{self, Shutdown};
 use crate::telemetry;
 use crate::volume_name::ServerId;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proto::v1::Role;
 use std::process::ExitCode;
 use tonic::service::Routes;
@@ -55,6 +56,7 @@ where
     Fut: Future<Output = anyhow::Result<()>>,
 {
     telemetry::init(log_json);
+    raise_file_limit();
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -76,5 +78,15 @@ where
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A role keeps many files open (a proxy merges a thousand wdiffs at once); the usual soft limit of
+/// 1024 is for programs that use `select`, which we do not.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
