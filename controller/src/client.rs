@@ -7,6 +7,7 @@ use proto::v1::archive_client::ArchiveClient;
 use proto::v1::host_client::HostClient;
 use proto::v1::proxy_client::ProxyClient;
 use proto::v1::storage_client::StorageClient;
+use server_kit::error::Reason;
 use server_kit::net::{Connector, RealConnector};
 use tonic::transport::Channel;
 
@@ -31,6 +32,16 @@ impl<T> At<T> for Result<tonic::Response<T>, tonic::Status> {
             Ok(reply) => Ok(reply.into_inner()),
             Err(status) => Err(ControlError::from_status(server, &status)),
         }
+    }
+}
+
+/// What a server says of a volume, or a blank in state `Clear` where it does not know it.
+pub(crate) fn or_clear<T>(answer: Result<T, ControlError>, clear: T) -> Result<T, ControlError> {
+    match answer {
+        Err(ControlError::Refused { error, .. }) if error.reason() == Reason::UnknownVolume => {
+            Ok(clear)
+        }
+        other => other,
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto::v1;
 
-use super::{archive, recover, run, setup, sync, wait_for};
+use super::{archive, look, recover, run, setup, sync, wait_for};
 use crate::client::{At, Controller, volume_ref};
 use crate::error::ControlError;
 use crate::group::ServerRole;
@@ -35,9 +35,18 @@ pub struct SnapshotTaken {
 /// The storage server to `SyncReady`, the primary archive initialised and on every proxy's list.
 /// An archive that holds history is not thrown away silently: that is an error with the command.
 async fn prepare(ctl: &Controller, storage: &str, volume: &str) -> Result<(), ControlError> {
+    ctl.storage(storage)?;
+    if setup::state(ctl, storage, volume).await? == look::CLEAR {
+        return Err(ControlError::Precondition {
+            message: format!("{storage} does not know a volume {volume:?}"),
+            next_step: format!(
+                "`walbc init-storage {storage} {volume} --device CONTROL#{volume}` first"
+            ),
+        });
+    }
     for other in ctl.names(ServerRole::Storage).into_iter().filter(|name| name != storage) {
         let state = setup::state(ctl, &other, volume).await?;
-        if !matches!(state.as_str(), "Standby" | "Clear") {
+        if !matches!(state.as_str(), "Standby" | look::CLEAR) {
             return Err(ControlError::Precondition {
                 message: format!("{volume} is {state} at {other}; only one leg may be shipped"),
                 next_step: format!("`walbc go-standby {other} {volume}` first"),
@@ -46,7 +55,7 @@ async fn prepare(ctl: &Controller, storage: &str, volume: &str) -> Result<(), Co
     }
     let primary = ctl.group().primary()?.name.clone();
     match setup::state(ctl, &primary, volume).await?.as_str() {
-        "Clear" => {
+        look::CLEAR => {
             let (server, mut client) = ctl.archive(&primary)?;
             client.init(volume_ref(volume)).await.at(server)?;
         }
@@ -71,7 +80,7 @@ async fn prepare(ctl: &Controller, storage: &str, volume: &str) -> Result<(), Co
                 message: format!("{volume} is {state} at {storage}"),
                 next_step: format!(
                     "a full backup starts from SyncReady, Standby or Stopped: \
-                     `walbc stop {storage} {volume}`, or `walbc init-storage` if it is Clear"
+                     `walbc stop {storage} {volume}` first"
                 ),
             });
         }

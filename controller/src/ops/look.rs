@@ -7,9 +7,12 @@ use proto::v1;
 use serde::Serialize;
 
 use super::{run, sync};
-use crate::client::{At, Controller, volume_ref};
+use crate::client::{At, Controller, or_clear, volume_ref};
 use crate::error::{ControlError, Exit};
 use crate::group::{Server, ServerRole};
+
+/// The state of a volume at a server that does not know it.
+pub const CLEAR: &str = "Clear";
 
 /// Whether a server of the group answers, and who it is.
 #[derive(Debug, Serialize)]
@@ -210,7 +213,8 @@ pub async fn storage_volume(
     volume: &str,
 ) -> Result<v1::StorageVolume, ControlError> {
     let (server, mut client) = ctl.storage(storage)?;
-    client.get(volume_ref(volume)).await.at(server)
+    let clear = v1::StorageVolume { state: CLEAR.to_owned(), ..Default::default() };
+    or_clear(client.get(volume_ref(volume)).await.at(server), clear)
 }
 
 /// What an archive says of a volume; state `Clear` when it does not know it.
@@ -223,7 +227,8 @@ pub async fn archive_volume(
     volume: &str,
 ) -> Result<v1::ArchiveVolume, ControlError> {
     let (server, mut client) = ctl.archive(archive)?;
-    client.get(volume_ref(volume)).await.at(server)
+    let clear = v1::ArchiveVolume { state: CLEAR.to_owned(), ..Default::default() };
+    or_clear(client.get(volume_ref(volume)).await.at(server), clear)
 }
 
 /// Whether logs of the volume were lost at the storage server.
@@ -295,7 +300,7 @@ pub async fn progress(
 }
 
 fn known(state: &str, volume: &str, server: &str) -> Result<(), ControlError> {
-    if state != "Clear" {
+    if state != CLEAR {
         return Ok(());
     }
     Err(ControlError::Precondition {

@@ -23,7 +23,7 @@ pub async fn kick_storage(
 /// Kicks the storage servers that know the volume.
 pub(crate) async fn kick_storages(ctl: &Controller, volume: &str) -> Result<(), ControlError> {
     for storage in ctl.names(ServerRole::Storage) {
-        if super::setup::state(ctl, &storage, volume).await? != "Clear" {
+        if super::setup::state(ctl, &storage, volume).await? != super::look::CLEAR {
             kick_storage(ctl, &storage, volume).await?;
         }
     }

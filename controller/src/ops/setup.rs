@@ -2,6 +2,7 @@
 
 use proto::v1;
 
+use super::{look, sync};
 use crate::client::{At, Controller, volume_ref};
 use crate::error::ControlError;
 use crate::group::ServerRole;
@@ -29,21 +30,11 @@ pub async fn init_storage(
 /// # Errors
 /// Unknown or unreachable server.
 pub async fn state(ctl: &Controller, name: &str, volume: &str) -> Result<String, ControlError> {
-    let server = ctl.group().server(name)?;
-    match server.role {
-        ServerRole::Storage => {
-            let (server, mut client) = ctl.storage(name)?;
-            Ok(client.get(volume_ref(volume)).await.at(server)?.state)
-        }
-        ServerRole::Proxy => {
-            let (server, mut client) = ctl.proxy(name)?;
-            Ok(client.get(volume_ref(volume)).await.at(server)?.state)
-        }
-        ServerRole::Archive => {
-            let (server, mut client) = ctl.archive(name)?;
-            Ok(client.get(volume_ref(volume)).await.at(server)?.state)
-        }
-    }
+    Ok(match ctl.group().server(name)?.role {
+        ServerRole::Storage => look::storage_volume(ctl, name, volume).await?.state,
+        ServerRole::Proxy => sync::proxy_volume(ctl, name, volume).await?.state,
+        ServerRole::Archive => look::archive_volume(ctl, name, volume).await?.state,
+    })
 }
 
 /// Starts `volume`: a storage server as target, a proxy or an archive to take part again.
@@ -135,7 +126,7 @@ pub async fn reset(ctl: &Controller, name: &str, volume: &str) -> Result<(), Con
 pub async fn clear(ctl: &Controller, name: &str, volume: &str) -> Result<(), ControlError> {
     let role = ctl.group().server(name)?.role;
     let mut now = state(ctl, name, volume).await?;
-    if now == "Clear" {
+    if now == look::CLEAR {
         return Ok(());
     }
     if matches!(now.as_str(), "Target" | "Standby" | "Started" | "Archived") {
@@ -175,7 +166,7 @@ pub async fn go_standby(ctl: &Controller, storage: &str, volume: &str) -> Result
         "Target" => {
             stop(ctl, storage, volume, v1::StopMode::Force).await?;
             let primary = ctl.group().primary()?.name.clone();
-            super::sync::stop_synchronizing(ctl, &primary, volume).await?;
+            sync::stop_synchronizing(ctl, &primary, volume).await?;
             reset(ctl, storage, volume).await?;
         }
         "Stopped" => reset(ctl, storage, volume).await?,

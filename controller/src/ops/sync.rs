@@ -3,8 +3,9 @@
 
 use proto::v1;
 
+use super::look::CLEAR;
 use super::setup;
-use crate::client::{At, Controller, volume_ref};
+use crate::client::{At, Controller, or_clear, volume_ref};
 use crate::error::ControlError;
 use crate::group::ServerRole;
 
@@ -21,7 +22,8 @@ pub async fn proxy_volume(
     volume: &str,
 ) -> Result<v1::ProxyVolume, ControlError> {
     let (server, mut client) = ctl.proxy(proxy)?;
-    client.get(volume_ref(volume)).await.at(server)
+    let clear = v1::ProxyVolume { state: CLEAR.to_owned(), ..Default::default() };
+    or_clear(client.get(volume_ref(volume)).await.at(server), clear)
 }
 
 fn entry<'a>(volume: &'a v1::ProxyVolume, archive: &str) -> Option<&'a v1::ArchiveInfo> {
