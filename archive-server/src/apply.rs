@@ -29,12 +29,7 @@ pub(crate) fn start(
 ) -> Result<proto::v1::Operation, RoleError> {
     volume.require_active("apply")?;
     let job = volume.jobs.begin(volume.name.as_str(), APPLY, &[APPLY])?;
-    let nothing = next_round(volume, gid, archive.settings.max_open)?.is_empty();
-    let base = volume.with(|c| c.base);
-    if nothing && base.snapshot().begin() != gid {
-        let message = format!("volume {}: no diff leads from {base} to gid {gid}", volume.name);
-        return Err(RoleError::unknown_snapshot(&volume.name, message));
-    }
+    check_target(volume, gid)?;
     let (archive, volume) = (archive.clone(), volume.clone());
     let name = volume.name.clone();
     Ok(archive.operations.clone().start(APPLY, name, |handle| async move {
@@ -48,6 +43,20 @@ pub(crate) fn start(
         }
         done
     }))
+}
+
+/// The gid must be one that the base image can come to, exactly: what an apply drops does not come back,
+/// so a slip of the finger must not apply everything. An unfinished apply may be finished by any gid.
+fn check_target(volume: &Volume, gid: Gid) -> Result<(), RoleError> {
+    let list = next_round(volume, gid, 0)?;
+    let base = volume.with(|c| c.base);
+    let reached = walk(base.snapshot(), &list);
+    if base.applying_to().is_some() || reached.is_ok_and(|end| end.begin() == gid) {
+        return Ok(());
+    }
+    let message = format!("volume {}: no diff leads from {base} to gid {gid}", volume.name);
+    let list = "`walbc restorable ARCHIVE VOLUME --all` lists what there is";
+    Err(RoleError::unknown_snapshot(&volume.name, message).with_next_step(list))
 }
 
 /// Finishes an interrupted apply in the background, for as long as it takes. Does nothing when there is
