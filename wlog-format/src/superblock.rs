@@ -132,9 +132,7 @@ pub enum SuperBlockError {
         device: Lb,
     },
     /// The ring does not lie on the log device.
-    #[error(
-        "the ring ends at byte {ring_end}, but the log device has only {log_bytes}: it was cut short"
-    )]
+    #[error("the ring ends at byte {ring_end}, the log device at {log_bytes}: it was cut short")]
     Cut {
         /// First byte behind the ring.
         ring_end: u64,
