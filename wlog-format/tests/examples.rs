@@ -6,7 +6,8 @@
     reason = "a test may panic"
 )]
 
-use wlog_format::pack::{Add, PackBuilder, PackHeader, encode_terminator};
+use wlog_format::checksum::checksum;
+use wlog_format::pack::{Add, PackBuilder, PackError, PackHeader, encode_terminator};
 use wlog_format::ring::Ring;
 use wlog_format::stream::WlogHeader;
 use wlog_format::superblock::SuperBlock;
@@ -155,4 +156,63 @@ fn limits_of_a_pack_are_kept() {
     }
     assert_eq!(pack.try_add_discard(Lb(0), Lb(1)), Add::Full);
     assert_eq!(PackBuilder::new(Lsid(0), ring, SALT, Pb(9)).finish(), None);
+}
+
+/// The pack of the example with `bytes` at `offset` and the checksum made right again.
+fn changed(offset: usize, bytes: &[u8]) -> Result<PackHeader, PackError> {
+    let mut block = padded(PACK, 512);
+    block[offset..offset + bytes.len()].copy_from_slice(bytes);
+    block[..4].fill(0);
+    let sum = checksum(&block, SALT);
+    block[..4].copy_from_slice(&sum.to_le_bytes());
+    PackHeader::decode(&block, BlockSize::B512, SALT, Lsid(100))
+}
+
+#[test]
+fn every_field_of_a_pack_header_is_checked() {
+    let (r0, r2, r3) = (24, 24 + 2 * 32, 24 + 3 * 32);
+    let cases: [(&str, usize, &[u8]); 20] = [
+        ("sector_type", 4, &[4]),
+        ("total_io_size", 6, &[14]),
+        ("logpack_lsid", 8, &[101]),
+        ("n_records too few", 16, &[4]),
+        ("n_records one more", 16, &[6]),
+        ("n_records beyond the block", 16, &[16]),
+        ("n_records of none", 16, &[0]),
+        ("n_padding none", 18, &[0]),
+        ("n_padding two", 18, &[2]),
+        ("no exist flag", r0 + 4, &[0]),
+        ("unknown flag", r0 + 4, &[9]),
+        ("padding and discard", r3 + 4, &[7]),
+        ("a second padding", r0 + 4, &[3]),
+        ("address at the end of all", r0 + 8, &[0xff; 8]),
+        ("empty write", r0 + 16, &[0]),
+        ("write beyond 65535 sectors", r0 + 18, &[1]),
+        ("empty discard", r2 + 16, &[0]),
+        ("lsid_local", r0 + 20, &[2]),
+        ("lsid_local zero", r0 + 20, &[0]),
+        ("record lsid", r0 + 24, &[102]),
+    ];
+    for (what, offset, bytes) in cases {
+        assert!(changed(offset, bytes).is_err(), "{what}");
+    }
+}
+
+#[test]
+fn reserved_bytes_of_a_pack_header_are_ignored() {
+    let plain = changed(0, &[]).unwrap();
+    for offset in [20, 24 + 22, 24 + 5 * 32, 511] {
+        assert_eq!(changed(offset, &[7]).as_ref(), Ok(&plain), "byte {offset}");
+    }
+}
+
+#[test]
+fn an_empty_header_is_an_end_only_as_a_terminator() {
+    let decode = |block: &[u8]| PackHeader::decode(block, BlockSize::B512, SALT, Lsid(100));
+    let mut end = encode_terminator(BlockSize::B512, SALT);
+    assert_eq!(decode(&end), Err(PackError::Terminator));
+    end[9] ^= 1;
+    assert_eq!(decode(&end), Err(PackError::Checksum));
+    assert_eq!(decode(&[0; 512]), Err(PackError::SectorType(0)));
+    assert_eq!(decode(&[0; 511]), Err(PackError::Short { want: 512, got: 511 }));
 }

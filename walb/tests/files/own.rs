@@ -95,6 +95,28 @@ fn a_restored_log_device_is_right_wherever_it_wraps() {
     }
 }
 
+#[test]
+fn restore_pads_exactly_where_a_pack_would_not_fit() {
+    let dir = tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (wlog, ldev, ddev) = (path("log.wlog"), path("ldev"), path("ddev"));
+    std::fs::File::create(&ddev).unwrap().set_len(16 << 20).unwrap();
+    for (block_size, ring) in [("512", 4086_u64), ("4096", 509)] {
+        generate(&wlog, block_size, "4", &["--no-padding", "--max-io", "8K", "--max-pack", "64K"]);
+        let first = walb!["wlog", "show", "--json", &wlog].json()["wlogs"][0]["packs"][0].clone();
+        let size = 1 + first["total_io_pb"].as_u64().unwrap();
+        std::fs::File::create(&ldev).unwrap().set_len(2 << 20).unwrap();
+        let pbs = ["--block-size", block_size];
+        walb!["ldev", "format", "--log", &ldev, "--data", &ddev, pbs[0], pbs[1]].ok();
+        for (room, paddings) in [(size, 0), (size - 1, 1), (size + 1, 1)] {
+            let diff = (ring - room).to_string();
+            let run = walb!["ldev", "restore", "--json", &ldev, &wlog, "--lsid-diff", diff];
+            assert_eq!(run.json()["padding_packs"], paddings, "room for {room} of {size}");
+            walb!["ldev", "verify", &ldev].ok();
+        }
+    }
+}
+
 fn image_after(wlog: &Path, image: &Path) -> String {
     std::fs::File::create(image).unwrap().set_len(16 << 20).unwrap();
     walb!["wlog", "redo", wlog, image].ok();

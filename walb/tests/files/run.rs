@@ -36,7 +36,8 @@ impl Run {
     /// The JSON on standard output, whatever the exit code.
     pub(crate) fn json(&self) -> Value {
         let text = String::from_utf8_lossy(&self.0.stdout);
-        serde_json::from_slice(&self.0.stdout).unwrap_or_else(|e| panic!("{e}: {text}"))
+        let error = self.stderr();
+        serde_json::from_slice(&self.0.stdout).unwrap_or_else(|e| panic!("{e}: {text} {error}"))
     }
 
     /// Must have failed with exit code 1 and an error that names `file`.
