@@ -13,19 +13,16 @@
 mod common;
 
 use archive_server::{FileImages, Images, Settings};
-use block_io::device::BlockDevice;
-use bytes::Bytes;
+use common::hooked::{Access, Hooked};
 use common::{
     Archive, Client, Device, UUID, VOLUME, bulk, filled, full, full_end, full_start, messages,
     meta, reason, same, start_of, until, volume,
 };
-use futures::future::BoxFuture;
 use proto::v1::full_sync_request::Step;
 use proto::v1::restore_request::Point;
 use proto::v1::{FullSyncReply, FullSyncRequest, OperationStatus, VolumeRef};
 use server_kit::error::Reason;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -42,85 +39,22 @@ enum Then {
     Fail(i32),
 }
 
-/// Images whose base takes so many writes and no more.
-struct Limited {
-    left: Arc<AtomicI64>,
-    then: Then,
-}
-
-impl Limited {
-    fn new(then: Then) -> (Arc<dyn Images>, Arc<AtomicI64>) {
-        let left = Arc::new(AtomicI64::new(i64::MAX));
-        (Arc::new(Self { left: left.clone(), then }), left)
-    }
-}
-
-impl Images for Limited {
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn BlockDevice>> {
-        let inner = FileImages.open(path)?;
-        if !path.ends_with("base.img") {
-            return Ok(inner);
-        }
-        Ok(Arc::new(LimitedDevice { inner, left: self.left.clone(), then: self.then }))
-    }
-}
-
-struct LimitedDevice {
-    inner: Arc<dyn BlockDevice>,
-    left: Arc<AtomicI64>,
-    then: Then,
-}
-
-impl LimitedDevice {
-    async fn pass(&self) -> io::Result<()> {
-        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 {
-            return Ok(());
-        }
-        match self.then {
-            Then::Hang => std::future::pending().await,
-            Then::Fail(errno) => Err(io::Error::from_raw_os_error(errno)),
-        }
-    }
-}
-
-impl BlockDevice for LimitedDevice {
-    fn size_bytes(&self) -> u64 {
-        self.inner.size_bytes()
-    }
-    fn block_bytes(&self) -> u32 {
-        self.inner.block_bytes()
-    }
-    fn read(&self, offset: u64, len: usize) -> BoxFuture<'_, io::Result<Bytes>> {
-        self.inner.read(offset, len)
-    }
-    fn write(&self, offset: u64, bufs: Vec<Bytes>) -> BoxFuture<'_, io::Result<()>> {
+/// Images whose base takes so many writes and no more, and how many are left.
+fn limited(then: Then) -> (Arc<dyn Images>, Arc<AtomicI64>) {
+    let left = Arc::new(AtomicI64::new(i64::MAX));
+    let counted = left.clone();
+    let images = Hooked::images(move |access, path| {
+        let base = access == Access::Write && path.ends_with("base.img");
+        let pass = !base || counted.fetch_sub(1, Ordering::SeqCst) > 0;
         Box::pin(async move {
-            self.pass().await?;
-            self.inner.write(offset, bufs).await
+            match then {
+                _ if pass => Ok(()),
+                Then::Hang => std::future::pending().await,
+                Then::Fail(errno) => Err(io::Error::from_raw_os_error(errno)),
+            }
         })
-    }
-    fn flush(&self) -> BoxFuture<'_, io::Result<()>> {
-        self.inner.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>> {
-        self.inner.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>> {
-        Box::pin(async move {
-            self.pass().await?;
-            self.inner.write_zeroes(offset, len).await
-        })
-    }
-    fn extents(
-        &self,
-        offset: u64,
-        len: u64,
-    ) -> BoxFuture<'_, io::Result<Vec<block_io::device::Extent>>> {
-        self.inner.extents(offset, len)
-    }
-    fn path_hint(&self) -> String {
-        self.inner.path_hint()
-    }
+    });
+    (images, left)
 }
 
 fn base_gid(status: &proto::v1::ArchiveVolume) -> Option<u64> {
@@ -141,7 +75,7 @@ async fn an_interrupted_apply_is_finished_after_a_restart() {
     let device = device(6);
     for writes in [0, 1, 7, 30] {
         let dir = tempfile::tempdir().unwrap();
-        let (images, left) = Limited::new(Then::Hang);
+        let (images, left) = limited(Then::Hang);
         let archive = Archive::with(&dir, common::settings(), images);
         let mut client = filled(&archive, &device).await;
         left.store(writes, Ordering::SeqCst);
@@ -168,7 +102,7 @@ async fn an_interrupted_apply_is_finished_after_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restore_during_an_apply_is_right_and_keeps_its_wdiffs() {
     let (dir, device) = (tempfile::tempdir().unwrap(), device(6));
-    let (images, left) = Limited::new(Then::Hang);
+    let (images, left) = limited(Then::Hang);
     let archive = Archive::with(&dir, common::settings(), images);
     let mut client = filled(&archive, &device).await;
     left.store(20, Ordering::SeqCst);
@@ -186,7 +120,7 @@ async fn a_restore_during_an_apply_is_right_and_keeps_its_wdiffs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_apply_that_fails_for_want_of_space_goes_on_by_itself() {
     let (dir, device) = (tempfile::tempdir().unwrap(), device(3));
-    let (images, left) = Limited::new(Then::Fail(28));
+    let (images, left) = limited(Then::Fail(28));
     let archive = Archive::with(&dir, common::settings(), images);
     let mut client = filled(&archive, &device).await;
     left.store(5, Ordering::SeqCst);

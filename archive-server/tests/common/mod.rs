@@ -1,6 +1,8 @@
 //! An archive in this process on a Unix socket, a client, and a device whose whole history is known.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod hooked;
+
 use archive_server::{FileImages, Images, Server, Settings};
 use bytes::Bytes;
 use proto::v1::archive_client::ArchiveClient;
