@@ -56,6 +56,13 @@ impl Leases {
     }
 }
 
+impl Lease {
+    /// The files.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut free = Vec::new();

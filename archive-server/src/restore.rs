@@ -42,13 +42,15 @@ struct Plan {
     timestamp: u64,
     base: BaseState,
     diffs: Vec<Diff>,
+    /// Names of their files, which stay for as long as the plan does.
+    lease: Lease,
     target: PathBuf,
 }
 
 /// Plans a restore and, unless it is a dry run, starts it.
 pub(crate) async fn start(
     archive: &Arc<Archive>,
-    request: RestoreRequest,
+    mut request: RestoreRequest,
 ) -> Result<RestoreReply, RoleError> {
     let volume = archive.volume(&request.volume)?;
     volume.require_active("restore")?;
@@ -56,10 +58,13 @@ pub(crate) async fn start(
     let (checked, base) = (plan.target.clone(), archive.base.path().to_owned());
     let own = request.to_path.is_empty();
     blocking::run(move || check_target(&checked, &base, own)).await?;
-    let message = describe(archive, &volume, &plan)?;
+    let message = describe(archive, &volume, &plan);
     if request.dry_run {
         return Ok(RestoreReply { plan: Some(message), operation: None });
     }
+    // A time means what it meant when the plan was made.
+    request.point = Some(restore_request::Point::Gid(plan.gid.0));
+    drop(plan);
     let job = volume.jobs.begin(volume.name.as_str(), RESTORE, &[RESTORE])?;
     let operation = begin(archive, &volume, job, request).await?;
     Ok(RestoreReply { plan: Some(message), operation: Some(operation) })
@@ -75,13 +80,11 @@ async fn begin(
     let gate = RwGate::take(volume).await;
     // Planned again: an apply may have ended since.
     let plan = plan(volume, &request)?;
-    let names = plan.diffs.iter().map(|d| volume.diff_name(d)).collect::<Result<Vec<_>, _>>()?;
-    let lease = volume.leases.take(names);
     let (archive, volume) = (archive.clone(), volume.clone());
     let name = volume.name.clone();
     Ok(archive.operations.clone().start(RESTORE, name, |handle| async move {
         let done = run(&archive, &volume, &plan, &job, &handle, gate).await;
-        release(lease, &plan.target, done.is_err()).await;
+        release(plan, done.is_err()).await;
         match &done {
             Ok(_) => volume.clear_fault(RESTORE),
             Err(error) => volume.set_fault(RESTORE, error),
@@ -90,10 +93,11 @@ async fn begin(
     }))
 }
 
-async fn release(lease: Lease, target: &Path, failed: bool) {
-    let tmp = half_made(target);
+/// Lets go of the wdiffs, and of a half-made image.
+async fn release(plan: Plan, failed: bool) {
     let cleaned = blocking::run(move || -> Result<(), RoleError> {
-        drop(lease);
+        let tmp = half_made(&plan.target);
+        drop(plan.lease);
         if failed && tmp.exists() {
             fs::remove_file(&tmp).map_err(|e| RoleError::io("remove", &tmp, e))?;
         }
@@ -109,7 +113,7 @@ fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
     let point = request.point.ok_or_else(|| {
         RoleError::bad_request("restore what: a gid or a time is needed").with_volume(name)
     })?;
-    let (gid, base, diffs) = volume.with(|c| {
+    let (gid, base, diffs, lease) = volume.with(|c| {
         let gid = match point {
             restore_request::Point::Gid(gid) => Gid(gid),
             restore_request::Point::AtS(time) => {
@@ -121,7 +125,9 @@ fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
             }
         };
         let list = c.diffs.restore_list(&c.base, gid).map_err(|e| faults::snapshot(name, &e))?;
-        Ok::<_, RoleError>((gid, c.base, list))
+        // Under the lock: no apply can take them out of the catalogue and delete them in between.
+        let names = list.iter().map(|d| volume.diff_name(d)).collect::<Result<Vec<_>, _>>()?;
+        Ok::<_, RoleError>((gid, c.base, list, volume.leases.take(names)))
     })?;
     let timestamp = diffs.last().map_or(base.timestamp, |d| d.timestamp);
     let target = if request.to_path.is_empty() {
@@ -129,7 +135,7 @@ fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
     } else {
         PathBuf::from(&request.to_path)
     };
-    Ok(Plan { gid, timestamp, base, diffs, target })
+    Ok(Plan { gid, timestamp, base, diffs, lease, target })
 }
 
 /// Fails unless a new file can be made there. Blocks.
@@ -157,18 +163,17 @@ fn check_target(target: &Path, base: &Path, own: bool) -> Result<(), RoleError> 
     Ok(())
 }
 
-fn describe(archive: &Archive, volume: &Volume, plan: &Plan) -> Result<RestorePlan, RoleError> {
-    let wdiffs = plan.diffs.iter().map(|d| volume.diff_name(d)).collect::<Result<Vec<_>, _>>()?;
+fn describe(archive: &Archive, volume: &Volume, plan: &Plan) -> RestorePlan {
     let own = plan.target.starts_with(archive.base.path());
-    Ok(RestorePlan {
+    RestorePlan {
         gid: plan.gid.0,
         timestamp_s: plan.timestamp,
-        wdiffs,
+        wdiffs: plan.lease.names().to_vec(),
         wdiff_bytes: plan.diffs.iter().map(|d| d.size).sum(),
         image_bytes: volume.size().bytes(),
         path: plan.target.display().to_string(),
         method: if archive.reflinks && own { "reflink" } else { "copy" }.to_owned(),
-    })
+    }
 }
 
 /// The image gate, held for reading.
