@@ -4,7 +4,7 @@
 //! Invariant I7, in this order: files open -> "applying" durable -> blocks -> flush -> "done" durable ->
 //! files deleted. A crash in between is found at start, and the same diffs are applied again.
 
-use crate::archive::Archive;
+use crate::archive::{Archive, turn};
 use crate::faults;
 use crate::image;
 use crate::jobs::{APPLY, Job};
@@ -122,6 +122,7 @@ async fn rounds(
     let mut total = 0;
     loop {
         job.check()?;
+        let _turn = turn(&archive.writers, job).await?;
         let round = next_round(volume, gid, archive.settings.max_open)?;
         if round.is_empty() {
             volume.clear_fault(APPLY);

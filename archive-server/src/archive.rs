@@ -5,6 +5,7 @@
 //! in one step); creating and removing volumes is done by one at a time.
 
 use crate::image::Images;
+use crate::jobs::Job;
 use crate::load;
 use crate::record::{Kept, Record, STATE_FILE};
 use crate::state::State;
@@ -21,7 +22,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+
+/// Applies and restores that work at a time; the others wait for their turn. Bounds open files.
+const WRITERS_MAX: usize = 4;
+/// Wdiffs that are received at a time; each has a thread.
+const RECEIVERS_MAX: usize = 32;
 
 /// What can be set.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +63,10 @@ pub(crate) struct Archive {
     pub(crate) sessions: crate::full_sync::Sessions,
     /// Cancelled when the server is asked to end: nothing is tried again then.
     pub(crate) ending: CancellationToken,
+    /// Turns of applies and restores. Taken before an image gate, never after it.
+    pub(crate) writers: Arc<Semaphore>,
+    /// Turns of wdiffs that are received.
+    pub(crate) receivers: Semaphore,
     /// Whether the file system of the base directory clones files.
     pub(crate) reflinks: bool,
     volumes: Mutex<BTreeMap<VolumeName, Arc<Volume>>>,
@@ -92,6 +103,8 @@ impl Archive {
             images,
             sessions: crate::full_sync::Sessions::default(),
             ending,
+            writers: Arc::new(Semaphore::new(WRITERS_MAX)),
+            receivers: Semaphore::new(RECEIVERS_MAX),
             reflinks,
             volumes: Mutex::new(volumes),
             lifecycle: tokio::sync::Mutex::default(),
@@ -208,6 +221,19 @@ impl Archive {
         blocking::run(move || stored.store_state(Kept::Stopped)).await?;
         change.commit(State::Stopped);
         Ok(())
+    }
+}
+
+/// A turn, unless the job shall give up before.
+pub(crate) async fn turn(
+    writers: &Arc<Semaphore>,
+    job: &Job,
+) -> Result<OwnedSemaphorePermit, RoleError> {
+    tokio::select! {
+        turn = writers.clone().acquire_owned() => {
+            turn.map_err(|e| RoleError::cancelled(e.to_string()))
+        }
+        () = job.token.cancelled() => Err(RoleError::cancelled("given up as asked")),
     }
 }
 

@@ -4,7 +4,7 @@
 //! files are called; a wdiff is deleted only when its content is surely elsewhere; no failure of one
 //! volume reaches another.
 
-use crate::record::{Kept, PROGRESS_FILE, Record, STATE_FILE};
+use crate::record::{ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE};
 use crate::state::State;
 use crate::volume::{Catalogue, IMAGE_FILE, RESTORED_DIR, Volume};
 use server_kit::durable::{DurableDir, RealDir, StateFile};
@@ -12,6 +12,7 @@ use server_kit::error::RoleError;
 use server_kit::volume_name::VolumeName;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -72,6 +73,10 @@ fn load(base: &Path, name: &VolumeName) -> Result<(State, Catalogue), RoleError>
     if restored.is_dir() {
         RealDir::open(restored)?.remove_tmp_files()?;
     }
+    if let Err(error) = forget_elsewhere(&dir) {
+        // Waste in a place that is not ours: no reason not to serve.
+        tracing::warn!(volume = %name, error = error.full_message(), "a half-made restore is left");
+    }
     let file = StateFile::<Record>::new(dir.clone(), STATE_FILE);
     let lost =
         || RoleError::damaged(format!("{} is missing", file.path().display())).with_volume(name);
@@ -105,6 +110,18 @@ fn load(base: &Path, name: &VolumeName) -> Result<(State, Catalogue), RoleError>
         catalogue.faults.insert(LOAD, fault);
     }
     Ok((state, catalogue))
+}
+
+/// Removes the half-made image of a restore to elsewhere that was killed.
+fn forget_elsewhere(dir: &Arc<RealDir>) -> Result<(), RoleError> {
+    let file = StateFile::<Elsewhere>::new(dir.clone(), ELSEWHERE_FILE);
+    let Some(Elsewhere { half_made }) = file.load()? else { return Ok(()) };
+    match fs::remove_file(&half_made) {
+        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(RoleError::io("remove the half-made", &half_made, e))
+        }
+        _ => Ok(file.remove()?),
+    }
 }
 
 fn check_image(path: &Path, size: Lb) -> Result<(), RoleError> {

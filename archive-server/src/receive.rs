@@ -28,7 +28,7 @@ use wdiff_format::sorted_reader::SortedReader;
 use wlog_format::units::{Lb, LogUuid};
 
 /// Memory between the network and the file.
-const BUFFER_BYTES: usize = 1 << 20;
+const BUFFER_BYTES: usize = 256 << 10;
 
 /// A wdiff that is announced.
 struct Announced {
@@ -202,6 +202,7 @@ async fn transfer<S>(
 where
     S: Stream<Item = Result<WdiffTransferRequest, tonic::Status>> + Unpin,
 {
+    let _turn = archive.receivers.acquire().await;
     let (feeder, input) = bridge();
     let token = open.job.token.clone();
     let here = volume.clone();
@@ -282,6 +283,11 @@ fn keep(
     let bytes = write_checked(volume, announced, input, &mut tmp, &name)?;
     crate::jobs::check(&open.job.token)?;
     let replaced = volume.with(|c| c.diffs.get(&announced.diff).copied());
+    if announced.log_uuid != volume.with(|c| c.record.log_uuid) {
+        // Of another archive that has moved on to a new log: what is left of the old one is not
+        // wanted any more. (The original forgets this, §9.2 #11.)
+        volume.store(|record| record.log_uuid = announced.log_uuid)?;
+    }
     volume.dir.commit(tmp, &name).map_err(|e| RoleError::from(e).with_volume(&volume.name))?;
     let mut diff = announced.diff;
     diff.size = bytes;

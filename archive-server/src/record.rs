@@ -6,6 +6,7 @@
 
 use crate::state::State;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use wdiff_format::gid::{BaseState, Gid, GidError, Snapshot};
 use wlog_format::units::LogUuid;
 
@@ -13,6 +14,9 @@ use wlog_format::units::LogUuid;
 pub(crate) const STATE_FILE: &str = "state";
 /// Name of the file with the progress of a full backup.
 pub(crate) const PROGRESS_FILE: &str = "full-sync";
+
+/// Name of the file that tells of a half-made image outside of the volume's directory.
+pub(crate) const ELSEWHERE_FILE: &str = "restoring";
 
 /// The states that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +128,12 @@ pub(crate) struct Progress {
     pub(crate) log_uuid: LogUuid,
     pub(crate) size_lb: u64,
     pub(crate) durable_bytes: u64,
+}
+
+/// A restore to a path that a person chose: should it be killed, its half-made file is found again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Elsewhere {
+    pub(crate) half_made: PathBuf,
 }
 
 #[cfg(test)]

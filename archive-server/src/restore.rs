@@ -5,11 +5,12 @@
 //! `semantics.md` §9.2 #10); the wdiffs are leased until the image is done (I12); an image takes its name
 //! when it is whole and durable.
 
-use crate::archive::Archive;
+use crate::archive::{Archive, turn};
 use crate::faults;
 use crate::image;
 use crate::jobs::{Job, RESTORE};
 use crate::leases::Lease;
+use crate::record::Elsewhere;
 use crate::volume::{RESTORED_DIR, Volume};
 use proto::v1::{Operation, RestorePlan, RestoreReply, RestoreRequest, Restored, restore_request};
 use server_kit::blocking;
@@ -66,42 +67,38 @@ pub(crate) async fn start(
     request.point = Some(restore_request::Point::Gid(plan.gid.0));
     drop(plan);
     let job = volume.jobs.begin(volume.name.as_str(), RESTORE, &[RESTORE])?;
-    let operation = begin(archive, &volume, job, request).await?;
+    let operation = begin(archive, &volume, job, request);
     Ok(RestoreReply { plan: Some(message), operation: Some(operation) })
 }
 
-async fn begin(
+fn begin(
     archive: &Arc<Archive>,
     volume: &Arc<Volume>,
     job: Job,
     request: RestoreRequest,
-) -> Result<Operation, RoleError> {
-    // From here on no apply can begin to write before the base image has been cloned.
-    let gate = RwGate::take(volume).await;
-    // Planned again: an apply may have ended since.
-    let plan = plan(volume, &request)?;
+) -> Operation {
     let (archive, volume) = (archive.clone(), volume.clone());
     let name = volume.name.clone();
-    Ok(archive.operations.clone().start(RESTORE, name, |handle| async move {
-        let done = run(&archive, &volume, &plan, &job, &handle, gate).await;
-        release(plan, done.is_err()).await;
+    archive.operations.clone().start(RESTORE, name, |handle| async move {
+        let done = run(&archive, &volume, &request, &job, &handle).await;
         match &done {
             Ok(_) => volume.clear_fault(RESTORE),
             Err(error) => volume.set_fault(RESTORE, error),
         }
         done
-    }))
+    })
 }
 
 /// Lets go of the wdiffs, and of a half-made image.
-async fn release(plan: Plan, failed: bool) {
+async fn release(volume: &Arc<Volume>, plan: Plan, failed: bool) {
+    let volume = volume.clone();
     let cleaned = blocking::run(move || -> Result<(), RoleError> {
         let tmp = half_made(&plan.target);
         drop(plan.lease);
         if failed && tmp.exists() {
             fs::remove_file(&tmp).map_err(|e| RoleError::io("remove", &tmp, e))?;
         }
-        Ok(())
+        Ok(volume.elsewhere.remove()?)
     });
     if let Err(error) = cleaned.await {
         tracing::warn!(error = error.full_message(), "a half-made restore is left");
@@ -176,24 +173,23 @@ fn describe(archive: &Archive, volume: &Volume, plan: &Plan) -> RestorePlan {
     }
 }
 
-/// The image gate, held for reading.
-struct RwGate(#[expect(dead_code, reason = "held, not used")] OwnedRwLockReadGuard<()>);
-
-impl RwGate {
-    async fn take(volume: &Arc<Volume>) -> Self {
-        Self(volume.image_gate.clone().read_owned().await)
-    }
-}
-
 async fn run(
     archive: &Arc<Archive>,
     volume: &Arc<Volume>,
-    plan: &Plan,
+    request: &RestoreRequest,
     job: &Job,
     handle: &OperationHandle,
-    gate: RwGate,
 ) -> Result<Outcome, RoleError> {
-    let work = make(archive, volume, plan, job, handle, gate);
+    let work = async {
+        let _turn = turn(&archive.writers, job).await?;
+        // From here on no apply can begin to write before the base image has been cloned.
+        let gate = volume.image_gate.clone().read_owned().await;
+        // Planned again: an apply may have ended since.
+        let plan = plan(volume, request)?;
+        let done = make(archive, volume, &plan, job, handle, gate).await;
+        release(volume, plan, done.is_err()).await;
+        done
+    };
     tokio::pin!(work);
     tokio::select! {
         done = &mut work => return done,
@@ -208,15 +204,15 @@ async fn make(
     plan: &Plan,
     job: &Job,
     handle: &OperationHandle,
-    gate: RwGate,
+    gate: OwnedRwLockReadGuard<()>,
 ) -> Result<Outcome, RoleError> {
     let (name, size) = (volume.name.as_str(), volume.size().bytes());
     let rounds = rounds(plan, archive.settings.max_open);
     handle.set_total(size.saturating_mul(1 + rounds.len() as u64));
     let advance = |bytes| handle.advance(bytes);
     let tmp = half_made(&plan.target);
-    let (from, to) = (volume.image_path(), tmp.clone());
-    let reflinked = blocking::run(move || clone_or_create(&from, &to, size)).await?;
+    let (here, to) = (volume.clone(), tmp.clone());
+    let reflinked = blocking::run(move || clone_or_create(&here, &to, size)).await?;
     let device = image::open(&archive.images, name, tmp.clone()).await?;
     if reflinked {
         advance(size);
@@ -257,14 +253,17 @@ fn half_made(target: &Path) -> PathBuf {
 }
 
 /// The half-made image: a clone of the base image (true), or an empty file of its size. Blocks.
-fn clone_or_create(from: &Path, to: &Path, size: u64) -> Result<bool, RoleError> {
+fn clone_or_create(volume: &Volume, to: &Path, size: u64) -> Result<bool, RoleError> {
     if let Some(dir) = to.parent() {
         RealDir::create(dir)?;
+    }
+    if !to.starts_with(volume.dir.path()) {
+        volume.elsewhere.store(&Elsewhere { half_made: to.to_owned() })?;
     }
     if to.exists() {
         fs::remove_file(to).map_err(|e| RoleError::io("remove the half-made", to, e))?;
     }
-    if reflink_copy::reflink(from, to).is_ok() {
+    if reflink_copy::reflink(volume.image_path(), to).is_ok() {
         return Ok(true);
     }
     let file = fs::File::create(to).map_err(|e| RoleError::io("create", to, e))?;

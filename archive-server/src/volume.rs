@@ -6,7 +6,7 @@
 
 use crate::jobs::Jobs;
 use crate::leases::Leases;
-use crate::record::{Kept, PROGRESS_FILE, Progress, Record, STATE_FILE};
+use crate::record::{ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Progress, Record, STATE_FILE};
 use crate::state::State;
 use parking_lot::Mutex;
 use proto::v1::Snapshot as SnapshotMessage;
@@ -58,6 +58,7 @@ pub(crate) struct Volume {
     pub(crate) leases: Leases,
     pub(crate) image_gate: Arc<RwLock<()>>,
     pub(crate) progress: StateFile<Progress>,
+    pub(crate) elsewhere: StateFile<Elsewhere>,
     file: StateFile<Record>,
     storing: Mutex<()>,
     catalogue: Mutex<Catalogue>,
@@ -79,6 +80,7 @@ impl Volume {
             leases: Leases::new(dir.clone()),
             image_gate: Arc::default(),
             progress: StateFile::new(dir.clone(), PROGRESS_FILE),
+            elsewhere: StateFile::new(dir.clone(), ELSEWHERE_FILE),
             file: StateFile::new(dir.clone(), STATE_FILE),
             storing: Mutex::new(()),
             catalogue: Mutex::new(catalogue),

@@ -221,6 +221,14 @@ async fn a_full_backup_that_breaks_off_leaves_the_volume_ready_for_another() {
     let (sender, reply) = slowly(&client);
     sender.send(full(Step::Start(full_start(session)))).await.unwrap();
     send_up_to(&sender, device.now(), 0, 3 * PIECE).await;
+    until("the backup to run", || {
+        let mut client = client.clone();
+        async move {
+            let known = client.host.list_operations(proto::v1::Empty {}).await.unwrap();
+            (known.into_inner().operations.len() == 1).then_some(())
+        }
+    })
+    .await;
     reply.abort();
     drop(sender);
     until("SyncReady", || {
@@ -260,6 +268,34 @@ async fn a_wdiff_that_was_cut_by_a_kill_is_sent_again() {
     assert_eq!((archive.files(".tmp").len(), archive.files(".wdiff").len()), (0, 1));
     client.send_step(&device, 2).await.unwrap();
     same(&client.restored(2).await, &device.history[2], "after the kill");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_that_is_killed_leaves_nothing_wherever_it_went() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), device(2));
+    let images = Hooked::images(|access, path| {
+        let hangs = access == Access::Write && path.ends_with("mine.img.tmp");
+        Box::pin(async move { if hangs { std::future::pending().await } else { Ok(()) } })
+    });
+    let archive = Archive::with(&dir, common::settings(), images);
+    let mut client = filled(&archive, &device).await;
+    let target = dir.path().join("mine.img");
+    let request = proto::v1::RestoreRequest {
+        volume: VOLUME.into(),
+        point: Some(Point::Gid(2)),
+        to_path: target.to_str().unwrap().into(),
+        dry_run: false,
+    };
+    client.archive.restore(request).await.unwrap();
+    let tmp = || common::files(dir.path(), "mine.img.tmp").len();
+    until("the half-made image", || async { (tmp() == 1).then_some(()) }).await;
+    archive.kill();
+    let archive = Archive::start(&dir);
+    let mut client = archive.client();
+    assert_eq!(client.get().await.state, "Archived");
+    assert_eq!(tmp(), 0);
+    client.restore_to(Point::Gid(2), target.to_str().unwrap()).await.unwrap();
+    same(&std::fs::read(&target).unwrap(), &device.history[2], "the second attempt");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -264,6 +264,7 @@ async fn a_comparison_diff_of_another_archive_is_taken_at_its_own_start() {
     let reply = client.send(messages(start, &wdiff(&[changed], log), 999)).await.unwrap();
     assert_eq!(reply.result(), R::Stored);
     assert!(archive.files("-MC-2-9.wdiff").len() == 1, "{:?}", archive.files(".wdiff"));
+    assert_eq!(client.get().await.log_uuid, log.0.as_slice(), "the log goes along");
     let mut expected = device.history[2].clone();
     expected[3 * 512..4 * 512].fill(5);
     same(&client.restored(9).await, &expected, "what was compared");
