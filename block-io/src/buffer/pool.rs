@@ -30,6 +30,12 @@ struct Free {
     slabs: usize,
 }
 
+impl Free {
+    const fn new() -> Self {
+        Self { arena: Vec::new(), allocator: Vec::new(), slabs: 0 }
+    }
+}
+
 struct Pool {
     free: [Mutex<Free>; CLASSES],
     retained_bytes: AtomicUsize,
@@ -65,8 +71,7 @@ fn class_of(capacity: usize) -> Option<(usize, usize)> {
 impl Pool {
     const fn new() -> Self {
         Self {
-            free: [const { Mutex::new(Free { arena: Vec::new(), allocator: Vec::new(), slabs: 0 }) };
-                CLASSES],
+            free: [const { Mutex::new(Free::new()) }; CLASSES],
             retained_bytes: AtomicUsize::new(0),
         }
     }
