@@ -23,7 +23,8 @@ pub(crate) fn list(file: &File, offset: u64, len: u64, block: u64) -> io::Result
             at = hole_end;
         } else {
             let hole = seek(file, data, Whence::SeekHole)?.unwrap_or(end);
-            let data_end = hole.next_multiple_of(block).min(end);
+            // A hole punched this very moment could be at `at`: always get on by a block.
+            let data_end = hole.next_multiple_of(block).max(at + block).min(end);
             push(&mut extents, data_end - at, false);
             at = data_end;
         }

@@ -55,7 +55,7 @@ use cache::{Cache, apply};
 
 pub use cache::{Change, Content, Survival};
 pub use fault::{Fault, Gate, When};
-pub use trace::{DiskId, Event, Replay, RequestId, Trace, TraceGroup};
+pub use trace::{DiskId, Event, Replay, RequestId, Trace};
 
 /// A simulated disk. See the module docs.
 #[derive(Debug)]

@@ -81,9 +81,6 @@ struct Inner {
     events: Vec<Event>,
 }
 
-/// The same thing, by the name that says that disks share it.
-pub type TraceGroup = Trace;
-
 impl Trace {
     /// An empty recording.
     #[must_use]
