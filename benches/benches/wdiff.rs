@@ -1,0 +1,179 @@
+//! Conversion, merge, redo and virtual image: uncompressed input bytes per second.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a benchmark may panic"
+)]
+
+use std::io::Read;
+
+use benches::{LogShape, Payload, input_bytes};
+use bytes::Bytes;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use wdiff_format::convert::{LogRecords, convert};
+use wdiff_format::header::FileType;
+use wdiff_format::indexed_reader::IndexedReader;
+use wdiff_format::io_at::WriteAt;
+use wdiff_format::merge::Merger;
+use wdiff_format::open::Records;
+use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo};
+use wdiff_format::sorted_reader::SortedReader;
+use wdiff_format::split::MaxIo;
+use wdiff_format::virtual_image::VirtualImage;
+use wdiff_format::write::{WriteOptions, write_records};
+use wlog_format::stream::WlogReader;
+use wlog_format::units::{Lb, LogUuid};
+
+const DEVICE_BYTES: u64 = 256 << 20;
+
+fn options(file_type: FileType, compression: &str, threads: usize) -> WriteOptions {
+    WriteOptions {
+        file_type,
+        uuid: LogUuid::ZERO,
+        compression: compression.parse().unwrap(),
+        max_io: MaxIo::default(),
+        threads,
+    }
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn shape(io_bytes: usize, payload: Payload, seed: u64, total_bytes: usize) -> LogShape {
+    LogShape { io_bytes, device_bytes: DEVICE_BYTES, total_bytes, payload, seed }
+}
+
+fn to_wdiff(log: &[u8], options: &WriteOptions) -> Vec<u8> {
+    let log = LogRecords::new(WlogReader::new(log).unwrap());
+    convert(log, Vec::with_capacity(1 << 20), options).unwrap()
+}
+
+fn conversion(c: &mut Criterion) {
+    let mut group = c.benchmark_group("convert");
+    for (io_name, io_bytes) in [("4K", 4 << 10), ("256K", 256 << 10)] {
+        for payload in [Payload::Random, Payload::Semi] {
+            let log = shape(io_bytes, payload, 1, input_bytes()).wlog().unwrap();
+            group.throughput(Throughput::Bytes(log.len() as u64));
+            for file_type in [FileType::Sorted, FileType::Indexed] {
+                let name = format!("{io_name} {payload:?} {file_type}");
+                let options = options(file_type, "snappy", threads());
+                group.bench_function(name, |b| b.iter(|| to_wdiff(&log, &options)));
+            }
+        }
+    }
+    group.finish();
+}
+
+const INPUTS: u64 = 8;
+
+/// Eight diffs of logs that lie over each other.
+fn diffs(payload: Payload, file_type: FileType) -> Vec<Bytes> {
+    let each = input_bytes() / 8;
+    let log = |seed| shape(16 << 10, payload, seed + 100, each).wlog().unwrap();
+    let options = options(file_type, "snappy", threads());
+    (0..INPUTS).map(|seed| Bytes::from(to_wdiff(&log(seed), &options))).collect()
+}
+
+fn merger(diffs: &[Bytes], file_type: FileType) -> Merger {
+    let open = |bytes: &Bytes| -> Records {
+        let bytes = bytes.clone();
+        match file_type {
+            FileType::Sorted => {
+                Box::new(SortedReader::new(std::io::Cursor::new(bytes), "sorted").unwrap())
+            }
+            FileType::Indexed => Box::new(IndexedReader::new(bytes, "indexed").unwrap()),
+        }
+    };
+    Merger::new(diffs.iter().map(open).collect(), MaxIo::default()).unwrap()
+}
+
+fn merge(c: &mut Criterion) {
+    let mut group = c.benchmark_group("merge");
+    group.throughput(Throughput::Bytes(input_bytes() as u64));
+    for (file_type, payload, compression, threads) in [
+        (FileType::Sorted, Payload::Semi, "snappy", 1),
+        (FileType::Sorted, Payload::Semi, "snappy", threads()),
+        (FileType::Sorted, Payload::Semi, "none", threads()),
+        (FileType::Sorted, Payload::Semi, "zstd", threads()),
+        (FileType::Sorted, Payload::Random, "snappy", threads()),
+        (FileType::Indexed, Payload::Semi, "snappy", threads()),
+    ] {
+        let diffs = diffs(payload, file_type);
+        let options = options(FileType::Sorted, compression, threads);
+        let name = format!("8 {file_type} {payload:?} to {compression}, {threads} threads");
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let output = Vec::with_capacity(1 << 20);
+                write_records(merger(&diffs, file_type), output, &options).unwrap()
+            });
+        });
+    }
+    group.finish();
+}
+
+/// An image of which only the cost of handing over the data is measured.
+struct Memory(Vec<u8>);
+
+impl WriteAt for Memory {
+    fn write_all_at(&mut self, data: &[u8], offset: u64) -> std::io::Result<()> {
+        let from = usize::try_from(offset).unwrap();
+        self.0[from..from + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+}
+
+fn apply(c: &mut Criterion) {
+    let mut group = c.benchmark_group("apply");
+    group.throughput(Throughput::Bytes(input_bytes() as u64));
+    let mut image = Memory(vec![0; usize::try_from(DEVICE_BYTES).unwrap()]);
+    for file_type in [FileType::Sorted, FileType::Indexed] {
+        let diffs = diffs(Payload::Semi, file_type);
+        let options = RedoOptions {
+            discards: Discards::Zero,
+            beyond_end: BeyondEnd::Fail,
+            image_blocks: Lb::from_bytes(DEVICE_BYTES),
+            threads: threads(),
+        };
+        group.bench_with_input(BenchmarkId::new("8 merged", file_type), &diffs, |b, diffs| {
+            b.iter(|| redo(merger(diffs, file_type), &mut image, &options).unwrap());
+        });
+    }
+    group.finish();
+}
+
+fn virtual_image(c: &mut Criterion) {
+    let mut group = c.benchmark_group("virtual image");
+    let size = (4 * input_bytes()) as u64;
+    group.throughput(Throughput::Bytes(size));
+    let base = Bytes::from(vec![7; 4 * input_bytes()]);
+    let mut step = vec![0; 1 << 20];
+    let within = LogShape { device_bytes: size, ..shape(16 << 10, Payload::Semi, 3, 0) };
+    for n in [0_u64, 4] {
+        let options = options(FileType::Sorted, "snappy", threads());
+        let log = |seed| {
+            let total_bytes = input_bytes() / 8;
+            LogShape { seed, total_bytes, ..within }.wlog().unwrap()
+        };
+        let diffs: Vec<_> =
+            (0..n).map(|seed| Bytes::from(to_wdiff(&log(seed + 1), &options))).collect();
+        group.bench_function(format!("base and {n} diffs"), |b| {
+            b.iter(|| {
+                let merged = merger(&diffs, FileType::Sorted);
+                let fail = BeyondEnd::Fail;
+                let mut image = VirtualImage::new(base.clone(), size, merged, fail, threads());
+                while image.read(&mut step).unwrap() > 0 {}
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = wdiff;
+    config = Criterion::default().sample_size(10);
+    targets = conversion, merge, apply, virtual_image
+}
+criterion_main!(wdiff);
