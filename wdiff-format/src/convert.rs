@@ -121,12 +121,12 @@ pub fn sort(
     records: impl Iterator<Item = Result<DiffRecord, WdiffError>>,
     max_io: MaxIo,
 ) -> Result<impl Iterator<Item = DiffRecord>, WdiffError> {
-    let mut overlay = Overlay::new(CutRule::Sequential(max_io));
+    let mut overlay = Overlay::new();
     for record in records {
         let record = record?;
-        overlay.insert(record.address, &record);
+        overlay.insert(record.address, record);
     }
-    Ok(overlay.into_iter().map(|(_, record)| record))
+    Ok(overlay.into_records(CutRule::Sequential(max_io)).map(|(_, record)| record))
 }
 
 /// Is there no other byte than 0?

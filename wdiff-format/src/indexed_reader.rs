@@ -1,11 +1,11 @@
 //! Reading an indexed wdiff (`formats.md` §6.4).
 //!
 //! Records come in the order of the index, which is read piece by piece; data is read where it
-//! lies. Pieces of one image follow each other closely, so a bounded cache of images saves most
-//! reading and decompressing twice. Everything in an index record is checked against the file
+//! lies. An image that later pieces can refer to is kept until the address of the records leaves the
+//! I/O that it came from, within a bound. Everything in an index record is checked against the file
 //! before a byte of data is read.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use crate::sorted_reader::{check_range, check_size, short};
 /// Index records that are read at once.
 const INDEX_WINDOW_RECORDS: u64 = 1024;
 /// Memory that cached images may come to take.
-const CACHE_BYTES: usize = 32 << 20;
+const CACHE_BYTES: usize = 16 << 20;
 
 /// What the index super block says (`formats.md` §6.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,22 +65,38 @@ struct ImageKey {
     checksum: u32,
 }
 
-/// The images read last, up to [`CACHE_BYTES`].
+/// The images of I/Os that reach beyond the current record, up to [`CACHE_BYTES`].
 #[derive(Debug, Default)]
 struct ImageCache {
     images: HashMap<ImageKey, Arc<Image>>,
-    order: VecDeque<ImageKey>,
+    /// The block after each I/O; the number tells I/Os apart that end together.
+    ends: BTreeMap<(u64, u64), ImageKey>,
+    inserted: u64,
     weight_bytes: usize,
 }
 
 impl ImageCache {
-    fn insert(&mut self, key: ImageKey, image: Arc<Image>) {
+    /// Keeps the image of an I/O that ends before block `end`.
+    fn insert(&mut self, key: ImageKey, image: Arc<Image>, end: u64) {
         self.weight_bytes += image.weight_bytes();
         self.images.insert(key, image);
-        self.order.push_back(key);
-        while self.weight_bytes > CACHE_BYTES && self.order.len() > 1 {
-            let Some(oldest) = self.order.pop_front() else { return };
-            self.weight_bytes -= self.images.remove(&oldest).map_or(0, |i| i.weight_bytes());
+        self.inserted += 1;
+        self.ends.insert((end, self.inserted), key);
+        while self.weight_bytes > CACHE_BYTES && self.ends.len() > 1 {
+            self.remove_first();
+        }
+    }
+
+    /// Forgets the I/Os that end at `address` or before.
+    fn advance(&mut self, address: Lb) {
+        while self.ends.first_key_value().is_some_and(|(&(end, _), _)| end <= address.0) {
+            self.remove_first();
+        }
+    }
+
+    fn remove_first(&mut self) {
+        if let Some((_, key)) = self.ends.pop_first() {
+            self.weight_bytes -= self.images.remove(&key).map_or(0, |i| i.weight_bytes());
         }
     }
 }
@@ -214,6 +230,7 @@ impl<R: ReadAt> IndexedReader<R> {
 
     fn read_piece(&mut self, record: IndexEntry) -> Result<DiffRecord, WdiffError> {
         let IndexEntry { address, blocks, image: key, io_offset, .. } = record;
+        self.cache.advance(address);
         if let Some(image) = self.cache.images.get(&key) {
             return Ok(DiffRecord::piece(address, blocks, image.clone(), io_offset));
         }
@@ -224,8 +241,9 @@ impl<R: ReadAt> IndexedReader<R> {
         }
         let stored = Stored { kind: key.compression, bytes, checksum: key.checksum };
         let image = Arc::new(Image::from_stored(stored, key.blocks, place));
-        if blocks < key.blocks {
-            self.cache.insert(key, image.clone());
+        let io_end = address.0 + u64::from(key.blocks - io_offset);
+        if io_end > self.end.0 {
+            self.cache.insert(key, image.clone(), io_end);
         }
         Ok(DiffRecord::piece(address, blocks, image, io_offset))
     }

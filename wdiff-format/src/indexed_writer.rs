@@ -24,6 +24,7 @@ pub struct IndexedWriter<W> {
     output: W,
     offset: u64,
     index: Overlay<Piece>,
+    max_io: MaxIo,
     n_data: u32,
 }
 
@@ -56,8 +57,7 @@ impl<W: Write> IndexedWriter<W> {
     /// # Errors
     /// The output cannot be written.
     pub fn new(output: W, uuid: LogUuid, max_io: MaxIo) -> Result<Self, WdiffError> {
-        let index = Overlay::new(CutRule::Aligned(max_io));
-        let mut writer = Self { output, offset: 0, index, n_data: 0 };
+        let mut writer = Self { output, offset: 0, index: Overlay::new(), max_io, n_data: 0 };
         writer.put(&FileHeader { file_type: FileType::Indexed, uuid }.encode())?;
         Ok(writer)
     }
@@ -85,15 +85,9 @@ impl<W: Write> IndexedWriter<W> {
             piece.checksum = stored.checksum;
             self.put(&stored.bytes)?;
         }
-        self.index.insert(io.address, &piece);
+        self.index.insert(io.address, piece);
         self.n_data = self.n_data.saturating_add(1);
         Ok(())
-    }
-
-    /// Index records so far.
-    #[must_use]
-    pub fn n_records(&self) -> usize {
-        self.index.len()
     }
 
     /// Writes the index, and gives back the flushed output.
@@ -101,17 +95,16 @@ impl<W: Write> IndexedWriter<W> {
     /// # Errors
     /// The output cannot be written, or the index has more records than a file can have.
     pub fn finish(mut self) -> Result<W, WdiffError> {
-        let Ok(n_records) = u32::try_from(self.index.len()) else {
-            let what = "an indexed wdiff has 2^32 records at most";
-            return Err(WdiffError::Unwritable { address: 0, what });
-        };
         let pad = self.offset.next_multiple_of(8) - self.offset;
         self.put([0; 8].split_at(wlog_format::units::to_usize(pad)).0)?;
         let index_offset = self.offset;
-        let rule = CutRule::Aligned(MaxIo::NONE);
-        let index = std::mem::replace(&mut self.index, Overlay::new(rule));
+        let index = std::mem::replace(&mut self.index, Overlay::new());
+        let mut n_records = 0_u32;
         let mut chunk = Vec::with_capacity(INDEX_CHUNK_RECORDS);
-        for (address, piece) in index {
+        for (address, piece) in index.into_records(CutRule::Aligned(self.max_io)) {
+            let what = "an indexed wdiff has 2^32 records at most";
+            let unwritable = WdiffError::Unwritable { address, what };
+            n_records = n_records.checked_add(1).ok_or(unwritable)?;
             chunk.push(raw(address, &piece));
             if chunk.len() == INDEX_CHUNK_RECORDS {
                 self.put(chunk.as_bytes())?;

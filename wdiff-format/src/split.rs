@@ -34,38 +34,46 @@ impl Default for MaxIo {
     }
 }
 
-/// The two ways to cut.
+/// The two ways to cut an I/O into records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CutRule {
-    /// Pieces of the largest size from the start on; what is left of an older record stays whole.
+    /// At multiples of the largest size, counted from the start of the I/O.
     Sequential(MaxIo),
-    /// Powers of two, at multiples of their size; what is left of an older record, too.
+    /// Into powers of two, at multiples of their size.
     Aligned(MaxIo),
 }
 
-/// The pieces of a range, as (address, blocks).
+/// The records of what is visible of one I/O, as (blocks before it in the span, blocks).
 struct Pieces {
     rule: CutRule,
     address: u64,
+    /// Blocks of the I/O before the span.
+    hidden: u32,
+    done: u32,
     left: u32,
 }
 
 impl Iterator for Pieces {
-    type Item = (u64, u32);
+    type Item = (u32, u32);
 
-    fn next(&mut self) -> Option<(u64, u32)> {
+    fn next(&mut self) -> Option<(u32, u32)> {
         if self.left == 0 {
             return None;
         }
         let blocks = match self.rule {
-            CutRule::Sequential(max) => max.clamp(self.left),
+            CutRule::Sequential(MaxIo::NONE) => self.left,
+            CutRule::Sequential(MaxIo(max)) => {
+                let into_piece = (self.hidden % max + self.done % max) % max;
+                self.left.min(max - into_piece)
+            }
             CutRule::Aligned(max) => {
-                let aligned = 1 << self.address.trailing_zeros().min(31);
+                let address = self.address + u64::from(self.done);
+                let aligned = 1 << address.trailing_zeros().min(31);
                 max_power(max.clamp(self.left)).min(aligned)
             }
         };
-        let piece = (self.address, blocks);
-        self.address += u64::from(blocks);
+        let piece = (self.done, blocks);
+        self.done += blocks;
         self.left -= blocks;
         Some(piece)
     }
@@ -94,79 +102,66 @@ impl Span for DiffRecord {
 }
 
 /// Disjoint ranges by address; what is inserted replaces what lay there.
+///
+/// Spans are cut into records only when they are taken out, which gives the same records as cutting
+/// them at once: a cut depends on the I/O and on what is visible of it, not on when it is made. So
+/// memory grows with the I/Os, not with their length.
 #[derive(Debug)]
 pub(crate) struct Overlay<T> {
-    rule: CutRule,
-    spans: BTreeMap<u64, T>,
+    spans: BTreeMap<u64, Visible<T>>,
+}
+
+/// What is visible of an I/O in one place.
+#[derive(Debug)]
+struct Visible<T> {
+    span: T,
+    /// Blocks of the I/O before it.
+    hidden: u32,
 }
 
 impl<T: Span> Overlay<T> {
-    pub(crate) const fn new(rule: CutRule) -> Self {
-        Self { rule, spans: BTreeMap::new() }
+    pub(crate) const fn new() -> Self {
+        Self { spans: BTreeMap::new() }
     }
 
-    /// Puts `span` at `address`, in pieces, over everything that lies there. The caller has checked
-    /// that the end is an address.
-    pub(crate) fn insert(&mut self, address: Lb, span: &T) {
+    /// Puts `span` at `address`, over everything that lies there. The caller has checked that the
+    /// end is an address.
+    pub(crate) fn insert(&mut self, address: Lb, span: T) {
         let start = address.0;
-        self.punch(start, start + u64::from(span.blocks()));
-        self.put(start, span, start, span.blocks());
-    }
-
-    /// Puts the part of `span` (which begins at `origin`) from `from` on, in pieces.
-    fn put(&mut self, origin: u64, span: &T, from: u64, blocks: u32) {
-        for (address, blocks) in (Pieces { rule: self.rule, address: from, left: blocks }) {
-            // Lies inside the span, whose length is a u32.
-            let skip = u32::try_from(address - origin).unwrap_or(u32::MAX);
-            self.spans.insert(address, span.cut(skip, blocks));
-        }
-    }
-
-    /// What is left of an older span, from block `from` to before `to`.
-    fn put_rest(&mut self, origin: u64, span: &T, from: u64, to: u64) {
-        let skip = u32::try_from(from.saturating_sub(origin)).unwrap_or(u32::MAX);
-        let blocks = u32::try_from(to.saturating_sub(from)).unwrap_or(u32::MAX);
-        match self.rule {
-            _ if blocks == 0 => {}
-            CutRule::Sequential(_) => {
-                self.spans.insert(from, span.cut(skip, blocks));
-            }
-            CutRule::Aligned(_) => self.put(origin, span, from, blocks),
-        }
-    }
-
-    /// Removes everything from `start` to before `end`.
-    fn punch(&mut self, start: u64, end: u64) {
+        let end = start + u64::from(span.blocks());
         let before = self.spans.range(..start).next_back();
-        if let Some((&at, span)) = before
-            && at + u64::from(span.blocks()) > start
+        if let Some((&at, older)) = before
+            && at + u64::from(older.span.blocks()) > start
         {
-            self.punch_one(at, start, end);
+            self.punch(at, start, end);
         }
         while let Some((&at, _)) = self.spans.range(start..end).next() {
-            self.punch_one(at, start, end);
+            self.punch(at, start, end);
         }
+        self.spans.insert(start, Visible { span, hidden: 0 });
     }
 
     /// Takes the span at `at` out, and puts back what of it lies outside of `start` to `end`.
-    fn punch_one(&mut self, at: u64, start: u64, end: u64) {
-        let Some(span) = self.spans.remove(&at) else { return };
-        let span_end = at + u64::from(span.blocks());
-        self.put_rest(at, &span, at, start.max(at));
-        self.put_rest(at, &span, end.min(span_end), span_end);
+    fn punch(&mut self, at: u64, start: u64, end: u64) {
+        let Some(Visible { span, hidden }) = self.spans.remove(&at) else { return };
+        let blocks = span.blocks();
+        // Both lie inside the span unless nothing is left on that side.
+        let before = u32::try_from(start.saturating_sub(at)).unwrap_or(u32::MAX);
+        let covered_end = u32::try_from(end.saturating_sub(at)).unwrap_or(u32::MAX);
+        if before > 0 {
+            self.spans.insert(at, Visible { span: span.cut(0, before), hidden });
+        }
+        if covered_end < blocks {
+            let rest = span.cut(covered_end, blocks - covered_end);
+            self.spans.insert(end, Visible { span: rest, hidden: hidden + covered_end });
+        }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.spans.len()
-    }
-}
-
-impl<T> IntoIterator for Overlay<T> {
-    type Item = (u64, T);
-    type IntoIter = std::collections::btree_map::IntoIter<u64, T>;
-
-    /// In the order of the addresses.
-    fn into_iter(self) -> Self::IntoIter {
-        self.spans.into_iter()
+    /// All records by address, as (address, record).
+    pub(crate) fn into_records(self, rule: CutRule) -> impl Iterator<Item = (u64, T)> {
+        self.spans.into_iter().flat_map(move |(address, Visible { span, hidden })| {
+            let pieces = Pieces { rule, address, hidden, done: 0, left: span.blocks() };
+            pieces.map(move |(skip, blocks)| (address + u64::from(skip), span.cut(skip, blocks)))
+        })
     }
 }

@@ -16,7 +16,7 @@ use common::{BlockMap, MemoryImage, Plain, all, apply, options, read_back};
 use proptest::prelude::*;
 use wdiff_format::codec::Codec;
 use wdiff_format::compression::{Compression, CompressionKind};
-use wdiff_format::convert::convert;
+use wdiff_format::convert::{self, convert};
 use wdiff_format::error::WdiffError;
 use wdiff_format::header::FileType;
 use wdiff_format::indexed_reader::IndexedReader;
@@ -288,6 +288,17 @@ proptest! {
             prop_assert_eq!(raw.len(), blocks * 512);
         }
     }
+}
+
+#[test]
+fn long_discards_cost_nothing_until_they_are_written() {
+    let discard = |n: u64| {
+        let (address, blocks) = (Lb(n * u64::from(u32::MAX)), u32::MAX);
+        Ok(DiffRecord { address, blocks, payload: Payload::Discard })
+    };
+    // Cut at once these would be 2^42 records.
+    let sorted = convert::sort((0..1000).map(discard), MaxIo::from_blocks(1)).unwrap();
+    assert!(sorted.take(3).map(|record| record.address).eq((0..3).map(Lb)));
 }
 
 /// Makes all checksums of the structures right again.
