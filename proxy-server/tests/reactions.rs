@@ -13,6 +13,7 @@ use common::log::Device;
 use common::{DEADLINE, Place, Proxy, started, until};
 use proto::v1::WdiffResult;
 use server_kit::units::Span;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 use wlog_format::units::LogUuid;
 
@@ -269,14 +270,15 @@ async fn a_damaged_wdiff_is_named_and_kept_until_it_is_mended() {
     proxy.send(device.write(&ios).messages()).await.unwrap();
     let file = place.queue_dir("a0").join(&place.staged("a0")[0]);
     let good = std::fs::read(&file).unwrap();
-    let mut bad = good.clone();
-    let middle = bad.len() / 2;
-    bad[middle] ^= 1;
-    std::fs::write(&file, &bad).unwrap();
+    // One byte in place: whoever reads meanwhile sees a whole file.
+    let spoil = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+    let middle = good.len() / 2;
+    spoil.write_all_at(&[good[middle] ^ 1], middle as u64).unwrap();
     let archive = Archive::start(&place.socket("a0")).await;
     until("a send error", || async { proxy.queue("a0").await.send_error }).await;
     let queue = proxy.queue("a0").await;
     assert!(queue.error.contains(file.to_str().unwrap()), "{}", queue.error);
+    assert!(queue.error.contains("checksum"), "{}", queue.error);
     assert!(!proxy.volume().await.error.is_empty());
     // A new wlog is taken, and does not make it try again and again.
     let ios = device.random_ios(4, 64);
@@ -284,7 +286,7 @@ async fn a_damaged_wdiff_is_named_and_kept_until_it_is_mended() {
     assert_eq!(place.staged("a0").len(), 2, "nothing is deleted");
     assert!(archive.stored().is_empty());
     assert!(proxy.queue("a0").await.send_error);
-    std::fs::write(&file, &good).unwrap();
+    spoil.write_all_at(&good[middle..=middle], middle as u64).unwrap();
     proxy.kick().await.unwrap();
     proxy.empty("a0").await;
     assert!(archive.image() == device.image);

@@ -18,6 +18,8 @@ use tokio_util::task::TaskTracker;
 
 /// Finished operations that are remembered, the newest ones.
 pub const FINISHED_MAX: usize = 100;
+/// How long a forced shutdown waits for operations that it cancelled.
+pub const FORCED_GRACE: Duration = Duration::from_secs(5);
 /// Shortest time between two messages of a watch.
 const WATCH_PAUSE: Duration = Duration::from_millis(200);
 
@@ -245,7 +247,8 @@ impl Operations {
         })
     }
 
-    /// Waits for all operations to end; a forced shutdown cancels them.
+    /// Waits for all operations to end; a forced shutdown cancels them and waits no longer than
+    /// [`FORCED_GRACE`] for those that do not listen.
     pub async fn finish(&self, shutdown: &Shutdown) {
         self.0.tasks.close();
         tokio::select! {
@@ -253,6 +256,8 @@ impl Operations {
             () = shutdown.forced().cancelled_owned() => {}
         }
         self.0.entries.lock().list.iter().for_each(|e| e.cancel.cancel());
-        self.0.tasks.wait().await;
+        if tokio::time::timeout(FORCED_GRACE, self.0.tasks.wait()).await.is_err() {
+            tracing::warn!("operations go on although they were cancelled; leaving them");
+        }
     }
 }

@@ -193,6 +193,37 @@ async fn a_graceful_shutdown_waits_for_what_runs_and_a_forced_one_cancels_it() {
 }
 
 #[tokio::test]
+async fn a_forced_shutdown_cuts_requests_that_would_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = served(&unix(&dir)).await;
+    let mut client = client(&served.endpoint);
+    let (end, deaf) = tokio::sync::oneshot::channel::<()>();
+    let operation = served.operations.start("apply", "v0", |_| async {
+        // Does not look at its token.
+        deaf.await.map_err(|_| RoleError::cancelled("ended"))?;
+        Ok(Outcome::default())
+    });
+    let watch = client.watch_operation(OperationRef { id: operation.id }).await.unwrap();
+    let mut watch = watch.into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    served.shutdown.request(StopMode::Force);
+    let cut = tokio::time::timeout(DEADLINE, watch.message()).await.unwrap().unwrap_err();
+    assert_eq!(RoleError::from_status("p0", &cut).reason(), Reason::Unreachable);
+    drop(end);
+    tokio::time::timeout(DEADLINE, served.task).await.unwrap().unwrap().unwrap();
+    let status = client.info(Empty {}).await.unwrap_err();
+    assert_eq!(RoleError::from_status("p0", &status).reason(), Reason::Unreachable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deaf_operation_does_not_hold_up_a_forced_shutdown() {
+    let (operations, shutdown) = (Operations::new(), Shutdown::new());
+    operations.start("apply", "v0", |_| std::future::pending());
+    shutdown.request(StopMode::Force);
+    tokio::time::timeout(DEADLINE, operations.finish(&shutdown)).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_operation_that_panics_has_failed_and_old_ones_are_forgotten() {
     let operations = Operations::new();
     let started = operations.start("restore", "v0", |_| async { panic!("boom") });
