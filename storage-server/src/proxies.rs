@@ -12,11 +12,12 @@ use proto::v1::host_client::HostClient;
 use proto::v1::proxy_client::ProxyClient;
 use proto::v1::{Empty, Role};
 use server_kit::net::{Connector, Endpoint};
+use server_kit::retry::Backoff;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 
-/// How often a proxy that is down is asked.
-const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a proxy that is down is asked: soon at first, for it may only be starting again.
+const PROBE_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// How long its answer may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -82,8 +83,9 @@ impl ProxySet {
         tracing::warn!(proxy = proxy.address, "does not answer");
         let (proxy, stop) = (Arc::clone(proxy), self.stop.clone());
         tokio::spawn(stop.run_until_cancelled_owned(async move {
+            let mut backoff = Backoff::new(PROBE_INTERVAL.0, PROBE_INTERVAL.1);
             while proxy.is_down.load(Ordering::Relaxed) {
-                tokio::time::sleep(PROBE_INTERVAL).await;
+                tokio::time::sleep(backoff.next_delay()).await;
                 if proxy.answers().await {
                     proxy.is_down.store(false, Ordering::Relaxed);
                     tracing::info!(proxy = proxy.address, "answers again");

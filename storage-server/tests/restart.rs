@@ -10,8 +10,6 @@
 
 mod common;
 
-use std::time::Duration;
-
 use common::storage::Fuse;
 use common::{Behaviour, Cluster, StorageOptions, VOLUME, eventually};
 use proto::v1::{StopMode, StorageMode};
@@ -138,7 +136,6 @@ async fn states_survive_a_restart() {
     cluster.restart_storage().await;
     let view = cluster.storage.get(VOLUME).await;
     assert_eq!((view.state.as_str(), view.latest_gid), ("Stopped", gid));
-    tokio::time::sleep(Duration::from_millis(50)).await;
     cluster.storage.start_volume(VOLUME, StorageMode::Target).await.unwrap();
     cluster.shipped(gid).await;
     cluster.restart_storage().await;

@@ -158,6 +158,7 @@ async fn an_idle_volume_does_nothing_at_all() {
     })
     .await;
     let (attempts, gid) = (cluster.wire.attempts(), cluster.storage.get(VOLUME).await.latest_gid);
+    // That nothing happens can only be seen by waiting.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(cluster.wire.attempts(), attempts);
     assert_eq!(cluster.storage.get(VOLUME).await.latest_gid, gid);
@@ -195,4 +196,26 @@ async fn a_standby_throws_its_log_away_also_without_new_writes() {
     assert_eq!(cluster.wire.stored().len(), 0);
     cluster.storage.stop_volume(VOLUME, StopMode::Graceful).await.unwrap();
     assert_eq!(cluster.storage.get(VOLUME).await.state, "SyncReady");
+}
+
+#[tokio::test]
+async fn a_graceful_stop_waits_for_the_transfer_and_a_forced_one_overtakes_it() {
+    let mut cluster = Cluster::target(16, slow_snapshots()).await;
+    cluster.check_restorable().await;
+    cluster.proxies[0].behave(Behaviour::Hang);
+    cluster.device.scribble(5).await;
+    eventually("a transfer", || async { (cluster.wire.hanging() > 0).then_some(()) }).await;
+    let graceful = cluster.storage.stop_volume(VOLUME, StopMode::Graceful);
+    let both = async {
+        cluster.storage.wait_state("StopTarget").await;
+        let again = cluster.storage.stop_volume(VOLUME, StopMode::Graceful).await.unwrap_err();
+        assert_eq!(again.code(), tonic::Code::Aborted, "{again:?}");
+        cluster.storage.stop_volume(VOLUME, StopMode::Force).await.unwrap();
+    };
+    let (graceful, ()) = tokio::join!(graceful, both);
+    graceful.unwrap();
+    assert_eq!(cluster.storage.get(VOLUME).await.state, "Stopped");
+    cluster.proxies[0].behave(Behaviour::Accept);
+    cluster.storage.start_volume(VOLUME, StorageMode::Target).await.unwrap();
+    cluster.check_restorable().await;
 }

@@ -33,6 +33,8 @@ pub enum Behaviour {
     BreakOff,
     /// Stores, and then says that something went wrong.
     LoseAck,
+    /// Takes everything and never answers.
+    Hang,
 }
 
 /// One whole transfer that a proxy has stored.
@@ -93,6 +95,7 @@ struct Log {
     violations: Vec<String>,
     base: Option<PathBuf>,
     broken_off: usize,
+    hanging: usize,
     /// Starts, also of transfers that came to nothing.
     attempts: usize,
 }
@@ -108,6 +111,10 @@ impl Wire {
 
     pub fn broken_off(&self) -> usize {
         self.0.lock().broken_off
+    }
+
+    pub fn hanging(&self) -> usize {
+        self.0.lock().hanging
     }
 
     pub fn complain(&self, what: String) {
@@ -258,6 +265,10 @@ impl Proxy for Service {
                 }
                 Step::Chunk(chunk) => {
                     bytes.extend_from_slice(&server_kit::chunks::decode(chunk).unwrap());
+                }
+                Step::End(_) if behaviour == Behaviour::Hang => {
+                    self.wire.0.lock().hanging += 1;
+                    std::future::pending::<()>().await;
                 }
                 Step::End(end) => {
                     let acknowledged = behaviour != Behaviour::LoseAck;
