@@ -140,6 +140,33 @@ async fn a_client_in_the_way_is_disconnected_and_only_then() {
     served.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_client_leaves_the_queue_for_memory() {
+    let export = MemoryExport::new(64 * MIB).delayed(Duration::from_millis(30));
+    export.fill(0, &noise(1, 64 * MIB));
+    export.fail(Fault::HangAt(512));
+    let served = Served::with_limits(export, tight()).await;
+    let mut holder = Raw::simple(&served.socket).await;
+    holder.send(&request(READ, 0, 1, 0, 32 * MIB as u32)).await;
+    until("the read begins", || reads(&served) == 1).await;
+    let mut lost = Raw::simple(&served.socket).await;
+    // One request that never ends, one whose reply finds nobody, and one that waits for memory.
+    let hanging = request(READ, 0, 1, 512, 512);
+    let unread = request(READ, 0, 2, 4096, 512);
+    lost.send(&[hanging, unread, request(READ, 0, 3, 0, MIB as u32)].concat()).await;
+    until("the reads begin", || reads(&served) == 3).await;
+    drop(lost);
+    // When these have been read, so has the one that nobody reads.
+    let client = Client::unix(&served.socket, "vol").await.unwrap();
+    for _ in 0..5 {
+        client.read(4096, 512).await.unwrap();
+    }
+    assert_eq!(holder.reply().await, Reply::Simple { cookie: 1, error: 0 });
+    holder.take(32 * MIB).await;
+    let read = tokio::time::timeout(Duration::from_secs(5), client.read(0, MIB as u32)).await;
+    assert_eq!(read.expect("nobody is in the way").unwrap().len(), MIB);
+}
+
 fn is_write(event: &Event) -> bool {
     matches!(event, Event::WriteBegin { .. })
 }

@@ -38,7 +38,8 @@ pub struct Limits {
     pub connection_bytes: usize,
     /// Payloads of all connections in bytes (at least one payload of full length), without reserves.
     pub server_bytes: usize,
-    /// Payload memory that every connection has for itself, in bytes, beyond `server_bytes`.
+    /// Payload memory that every connection has for itself, in bytes, beyond `server_bytes` (and
+    /// beyond 128 KiB of receive buffers).
     pub reserve_bytes: usize,
     /// A client that holds memory others wait for, and does not move for so long, is disconnected.
     pub stall: Duration,
