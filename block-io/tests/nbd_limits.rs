@@ -99,7 +99,7 @@ async fn a_client_that_does_not_read_blocks_no_other() {
     let client = Client::unix(&served.socket, "vol").await.unwrap();
     for page in 0..100 {
         let read = client.read(page * PAGE as u64, PAGE as u32);
-        let data = tokio::time::timeout(Duration::from_secs(5), read).await.expect("not blocked");
+        let data = tokio::time::timeout(Duration::from_secs(20), read).await.expect("not blocked");
         assert_eq!(data.unwrap().len(), PAGE);
     }
     // Once it goes on, it gets everything.
@@ -126,7 +126,7 @@ async fn a_client_in_the_way_is_disconnected_and_only_then() {
     reader.take(MIB).await;
     // Now somebody does.
     let read = client.read(0, 2 * MIB as u32);
-    let data = tokio::time::timeout(Duration::from_secs(5), read).await.expect("not blocked");
+    let data = tokio::time::timeout(Duration::from_secs(20), read).await.expect("not blocked");
     assert_eq!(data.unwrap().len(), 2 * MIB);
     assert!(reader.rest().await.len() < 31 * MIB, "was not disconnected");
     // The same holds for a payload that was announced and does not come.
@@ -134,7 +134,7 @@ async fn a_client_in_the_way_is_disconnected_and_only_then() {
     writer.send(&request(WRITE, 0, 1, 0, 32 * MIB as u32)).await;
     writer.send(&[1; 100]).await;
     let read = client.read(0, 2 * MIB as u32);
-    let data = tokio::time::timeout(Duration::from_secs(5), read).await.expect("not blocked");
+    let data = tokio::time::timeout(Duration::from_secs(20), read).await.expect("not blocked");
     assert_eq!(data.unwrap().len(), 2 * MIB);
     assert_eq!(served.export.events().iter().filter(|e| is_write(e)).count(), 0);
     served.stop().await;
@@ -153,7 +153,8 @@ async fn a_lost_client_leaves_the_queue_for_memory() {
     // One request that never ends, one whose reply finds nobody, and one that waits for memory.
     let hanging = request(READ, 0, 1, 512, 512);
     let unread = request(READ, 0, 2, 4096, 512);
-    lost.send(&[hanging, unread, request(READ, 0, 3, 0, MIB as u32)].concat()).await;
+    let waiting = request(READ, 0, 3, 0, 16 * MIB as u32);
+    lost.send(&[hanging, unread, waiting].concat()).await;
     until("the reads begin", || reads(&served) == 3).await;
     drop(lost);
     // When these have been read, so has the one that nobody reads.
@@ -163,8 +164,8 @@ async fn a_lost_client_leaves_the_queue_for_memory() {
     }
     assert_eq!(holder.reply().await, Reply::Simple { cookie: 1, error: 0 });
     holder.take(32 * MIB).await;
-    let read = tokio::time::timeout(Duration::from_secs(5), client.read(0, MIB as u32)).await;
-    assert_eq!(read.expect("nobody is in the way").unwrap().len(), MIB);
+    let read = tokio::time::timeout(Duration::from_secs(20), client.read(0, 32 * MIB as u32)).await;
+    assert_eq!(read.expect("nobody is in the way").unwrap().len(), 32 * MIB);
 }
 
 fn is_write(event: &Event) -> bool {
@@ -344,7 +345,7 @@ async fn the_client_learns_that_the_server_is_gone() {
     served.export.fail(Fault::HangAt(0));
     let client = Client::unix(&served.socket, "vol").await.unwrap();
     served.task.abort();
-    let limit = Duration::from_secs(5);
+    let limit = Duration::from_secs(20);
     let lost = tokio::time::timeout(limit, client.read(0, 512)).await.expect("told in time");
     assert!(matches!(lost, Err(ClientError::Closed("read"))), "{lost:?}");
     let again = tokio::time::timeout(limit, client.flush()).await.expect("told in time");

@@ -374,15 +374,15 @@ pub(crate) async fn run_any(program: &Path, args: &[&str]) -> (bool, String, Str
     (output.status.success(), text(&output.stdout), text(&output.stderr))
 }
 
-/// Polls until `done` says so, at most ten seconds.
+/// Polls until `done` says so, at most thirty seconds.
 pub(crate) async fn until(what: &str, done: impl Fn() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..3000 {
         if done() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("{what}: not within ten seconds");
+    panic!("{what}: not within thirty seconds");
 }
 
 /// Bytes that look random and depend on `seed`.
