@@ -1,8 +1,9 @@
 //! Apply: the base image moves on to a later snapshot, and the diffs that it then has go
 //! (`semantics.md` §5.9).
 //!
-//! Invariant I7, in this order: files open -> "applying" durable -> blocks -> flush -> "done" durable ->
-//! files deleted. A crash in between is found at start, and the same diffs are applied again.
+//! Invariant I7, in this order: files open -> "applying" durable -> blocks -> flush -> "done"
+//! durable -> files deleted. A crash in between is found at start, and the same diffs are applied
+//! again.
 
 use crate::archive::{Archive, turn};
 use crate::faults;
@@ -45,8 +46,9 @@ pub(crate) fn start(
     }))
 }
 
-/// The gid must be one that the base image can come to, exactly: what an apply drops does not come back,
-/// so a slip of the finger must not apply everything. An unfinished apply may be finished by any gid.
+/// The gid must be one that the base image can come to, exactly: what an apply drops does not come
+/// back, so a slip of the finger must not apply everything. An unfinished apply may be finished by
+/// any gid.
 fn check_target(volume: &Volume, gid: Gid) -> Result<(), RoleError> {
     let list = next_round(volume, gid, 0)?;
     let base = volume.with(|c| c.base);
@@ -59,8 +61,8 @@ fn check_target(volume: &Volume, gid: Gid) -> Result<(), RoleError> {
     Err(RoleError::unknown_snapshot(&volume.name, message).with_next_step(list))
 }
 
-/// Finishes an interrupted apply in the background, for as long as it takes. Does nothing when there is
-/// none, or when somebody else applies.
+/// Finishes an interrupted apply in the background, for as long as it takes. Does nothing when
+/// there is none, or when somebody else applies.
 pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
     let usable = volume.require_active(APPLY).is_ok();
     let Some(to) = volume.with(|c| c.base.applying_to()) else { return };

@@ -1,8 +1,8 @@
 //! The archive as a whole: its volumes, and how they come and go.
 //!
-//! Invariants: a volume that cannot be loaded is listed with its reason and does not keep the others
-//! from serving; a volume appears and disappears as a whole (its directory takes its name, or loses it,
-//! in one step); creating and removing volumes is done by one at a time.
+//! Invariants: a volume that cannot be loaded is listed with its reason and does not keep the
+//! others from serving; a volume appears and disappears as a whole (its directory takes its name,
+//! or loses it, in one step); creating and removing volumes is done by one at a time.
 
 use crate::image::Images;
 use crate::jobs::Job;

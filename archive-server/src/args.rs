@@ -1,4 +1,5 @@
-//! The flags of `walb-archive serve`, which are also the keys of its configuration file, and serving.
+//! The flags of `walb-archive serve`, which are also the keys of its configuration file, and
+//! serving.
 
 use crate::archive::{Archive, Settings};
 use crate::image::{FileImages, Images};

@@ -1,9 +1,10 @@
 //! Receiving a full backup (`semantics.md` §5.11).
 //!
-//! A session is announced first; it holds the volume until it is used, replaced, or forgotten after a
-//! silence. Invariants: the progress that is kept is behind a flush; whatever lies behind it in the
-//! image is a hole when a session begins, so zeros need not be written; a full backup that fails leaves
-//! `SyncReady` and its progress; it counts when base, uuids and state are durable in one file.
+//! A session is announced first; it holds the volume until it is used, replaced, or forgotten after
+//! a silence. Invariants: the progress that is kept is behind a flush; whatever lies behind it in
+//! the image is a hole when a session begins, so zeros need not be written; a full backup that
+//! fails leaves `SyncReady` and its progress; it counts when base, uuids and state are durable in
+//! one file.
 
 use crate::archive::{Archive, parse_name, refused};
 use crate::image::{self, ImageWriter};

@@ -1,8 +1,9 @@
 //! Writing images: a full backup, diffs on top of a base image, a copy of one.
 //!
-//! Many requests are in flight, bounded in number and bytes; the merge of the diffs runs on a thread
-//! that may block. Invariants: discards become zeros, so that an image equals the device as its
-//! application sees it (`semantics.md` §5.15, `zero`); nothing is reported as written before a flush.
+//! Many requests are in flight, bounded in number and bytes; the merge of the diffs runs on a
+//! thread that may block. Invariants: discards become zeros, so that an image equals the device as
+//! its application sees it (`semantics.md` §5.15, `zero`); nothing is reported as written before a
+//! flush.
 
 use crate::faults;
 use crate::jobs::check;
@@ -166,8 +167,8 @@ pub(crate) fn open_wdiffs(volume: &str, paths: &[PathBuf]) -> Result<Vec<WdiffRe
     opened.collect::<Result<_, _>>().map_err(|e| faults::wdiff(volume, e))
 }
 
-/// Writes diffs, oldest first, onto an image and flushes it. `advance` hears of the bytes of the image
-/// that are behind, all of it in the end.
+/// Writes diffs, oldest first, onto an image and flushes it. `advance` hears of the bytes of the
+/// image that are behind, all of it in the end.
 pub(crate) async fn write_merged(
     device: Arc<dyn BlockDevice>,
     volume: &str,

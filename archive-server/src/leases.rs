@@ -1,8 +1,8 @@
-//! Who reads which wdiffs (I12): a file that somebody reads is not deleted under him, but as soon as
-//! the last reader has let go.
+//! Who reads which wdiffs (I12): a file that somebody reads is not deleted under him, but as soon
+//! as the last reader has let go.
 //!
-//! A file that waits for its deletion is no longer in the catalogue; should the process die first, the
-//! next start finds the file behind the base image and deletes it.
+//! A file that waits for its deletion is no longer in the catalogue; should the process die first,
+//! the next start finds the file behind the base image and deletes it.
 
 use parking_lot::Mutex;
 use server_kit::durable::{DurableDir, RealDir};
@@ -34,7 +34,8 @@ impl Leases {
         Self { dir, inner: Arc::default() }
     }
 
-    /// Keeps these files until the lease is dropped. Take it under the lock that the names came from.
+    /// Keeps these files until the lease is dropped. Take it under the lock that the names came
+    /// from.
     pub(crate) fn take(&self, names: Vec<String>) -> Lease {
         let mut inner = self.inner.lock();
         for name in &names {

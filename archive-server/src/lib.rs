@@ -7,14 +7,14 @@
 //!                            (I5)          |
 //!                 load: names are the catalogue (DiffSet)
 //! ```
-//! Below the base directory each volume has a directory: `state` (one small file, changed as a whole),
-//! `base.img`, `*.wdiff`, `restored/`, and `full-sync` while a full backup can be resumed.
+//! Below the base directory each volume has a directory: `state` (one small file, changed as a
+//! whole), `base.img`, `*.wdiff`, `restored/`, and `full-sync` while a full backup can be resumed.
 //!
 //! | invariant | where |
 //! |---|---|
 //! | I5 an answer "stored" follows file, name and directory on the disk | `receive` |
 //! | I7 an image that is being applied says so | `apply` |
-//! | I8 what is read back is checked; damage names volume, file and offset | `faults`, wdiff-format |
+//! | I8 what is read is checked; damage names volume, file and offset | `faults`, wdiff-format |
 //! | I9 half-made things are known by their name and removed at start | `load` |
 //! | I10 a full disk refuses early, loses nothing and ends by itself | `receive`, `apply` |
 //! | I12 a file that somebody reads is not deleted | `leases` |

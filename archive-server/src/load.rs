@@ -1,8 +1,8 @@
 //! Start: from directories to volumes (`semantics.md` §5.5).
 //!
 //! Invariants: what a killed process left half-made is removed, by its name; the diffs are what the
-//! files are called; a wdiff is deleted only when its content is surely elsewhere; no failure of one
-//! volume reaches another.
+//! files are called; a wdiff is deleted only when its content is surely elsewhere; no failure of
+//! one volume reaches another.
 
 use crate::record::{ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE};
 use crate::state::State;

@@ -1,7 +1,7 @@
 //! Taking in a wdiff (`semantics.md` §5.6).
 //!
-//! Invariants: every refusal that the sender must react to is a [`WdiffResult`]; a wdiff is checked as
-//! a whole while it is written, and what is not sound never gets a name; I5: file synced, name
+//! Invariants: every refusal that the sender must react to is a [`WdiffResult`]; a wdiff is checked
+//! as a whole while it is written, and what is not sound never gets a name; I5: file synced, name
 //! committed, directory synced, then the catalogue, then the answer; an attempt that fails leaves
 //! nothing behind.
 
@@ -218,7 +218,8 @@ where
             let latest = Some(volume.latest_message());
             Ok(refusal(WdiffResult::Stored, String::new(), latest))
         }
-        // The reader gave up first, and knows why; else the stream broke, and the reader saw its end.
+        // The reader gave up first, and knows why; else the stream broke, and the reader saw its
+        // end.
         (Err(fed), Err(kept)) if fed.reason() == Reason::Cancelled => Err(kept),
         (Err(error), _) | (Ok(()), Err(error)) => Err(error.with_volume(&volume.name)),
     }

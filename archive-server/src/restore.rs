@@ -1,9 +1,9 @@
 //! Restore: an image of a snapshot, made of a clone of the base image and the diffs up to it
 //! (`semantics.md` §5.7).
 //!
-//! Invariants: "where is the base image" and the clone of it are one step for an apply (`image_gate`,
-//! `semantics.md` §9.2 #10); the wdiffs are leased until the image is done (I12); an image takes its name
-//! when it is whole and durable.
+//! Invariants: "where is the base image" and the clone of it are one step for an apply
+//! (`image_gate`, `semantics.md` §9.2 #10); the wdiffs are leased until the image is done (I12); an
+//! image takes its name when it is whole and durable.
 
 use crate::archive::{Archive, turn};
 use crate::faults;

@@ -1,7 +1,7 @@
 //! The gRPC face of the archive: messages in, messages out, every failure a typed status.
 //!
-//! Transfers run in tasks of their own: a client that goes away ends them in order, instead of having
-//! them vanish half-way.
+//! Transfers run in tasks of their own: a client that goes away ends them in order, instead of
+//! having them vanish half-way.
 
 use crate::archive::Archive;
 use crate::jobs::RESTORE;

@@ -2,7 +2,8 @@
 //!
 //! Invariants: memory follows the disk (a change is durable before it is seen here); the state file
 //! is written by one at a time; who reads the state of the base image and then copies the image
-//! holds `image_gate` for reading, who announces that it will write to the image holds it for writing.
+//! holds `image_gate` for reading, who announces that it will write to the image holds it for
+//! writing.
 
 use crate::jobs::Jobs;
 use crate::leases::Leases;
@@ -221,8 +222,8 @@ impl Volume {
         })
     }
 
-    /// Takes the diffs that an image at `gid` has out of the catalogue and deletes their files, those
-    /// that somebody reads as soon as nobody does (I12). Blocks.
+    /// Takes the diffs that an image at `gid` has out of the catalogue and deletes their files,
+    /// those that somebody reads as soon as nobody does (I12). Blocks.
     pub(crate) fn drop_applied(&self, gid: Gid) -> Result<(), RoleError> {
         let done = self.with(|c| {
             let done = c.diffs.done_at(gid);

@@ -1,4 +1,5 @@
-//! Apply and restore of one volume at the same time: neither spoils the other (semantics.md §9.2 #10).
+//! Apply and restore of one volume at the same time: neither spoils the other (semantics.md §9.2
+//! #10).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! I10: a full disk stops acceptance with a clear state, loses nothing, and ends by itself when there is
-//! space again. Needs a small file system of its own, so root.
+//! I10: a full disk stops acceptance with a clear state, loses nothing, and ends by itself when
+//! there is space again. Needs a small file system of its own, so root.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

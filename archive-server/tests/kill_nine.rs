@@ -1,5 +1,5 @@
-//! SIGKILL of the real program at random instants, again and again: what it acknowledged is there, and
-//! every snapshot is what the device was.
+//! SIGKILL of the real program at random instants, again and again: what it acknowledged is there,
+//! and every snapshot is what the device was.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! Messages to the types of the snapshot algebra and back. What arrives is checked: a message with a
-//! missing field or with gids that make no snapshot or diff does not become a value.
+//! Messages to the types of the snapshot algebra and back. What arrives is checked: a message with
+//! a missing field or with gids that make no snapshot or diff does not become a value.
 
 use crate::v1;
 use wdiff_format::gid::{BaseState, Diff, Gid, GidError, Snapshot};

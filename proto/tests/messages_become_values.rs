@@ -1,4 +1,5 @@
-//! Conversions between messages and the snapshot algebra: lossless for values, strict with messages.
+//! Conversions between messages and the snapshot algebra: lossless for values, strict with
+//! messages.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a test may panic")]
 
 use proto::convert::{ConvertError, uuid, uuid_bytes};

@@ -2,9 +2,10 @@
 //! §2.8-§2.14): which diffs lead from a snapshot to another one, which merge, which are garbage.
 //!
 //! Picking the next diff takes O(log n). `all` holds every diff by its gids. `reach` holds those
-//! normal diffs that can be picked at all: no other starts at or before them and goes further. Sorted by
-//! start, their ends never go back, so the pick at gid g is simply the last one that starts at or before
-//! g. Invariants: `reach` and `comparisons` are subsets of `all`; no two diffs of the set are equal.
+//! normal diffs that can be picked at all: no other starts at or before them and goes further.
+//! Sorted by start, their ends never go back, so the pick at gid g is simply the last one that
+//! starts at or before g. Invariants: `reach` and `comparisons` are subsets of `all`; no two diffs
+//! of the set are equal.
 
 use crate::gid::{BaseState, Diff, Gid, GidError, Snapshot};
 use std::collections::BTreeMap;
@@ -239,8 +240,8 @@ impl DiffSet {
         Ok(list)
     }
 
-    /// The diffs to apply to the base image to come to `gid`, never less than what an unfinished apply
-    /// needs; empty when there is nothing to do. `max` diffs at most, 0: no limit (§2.9).
+    /// The diffs to apply to the base image to come to `gid`, never less than what an unfinished
+    /// apply needs; empty when there is nothing to do. `max` diffs at most, 0: no limit (§2.9).
     #[must_use]
     pub fn apply_list(&self, base: &BaseState, gid: Gid, max: usize) -> Vec<Diff> {
         let mut list = self.up_to(base.snapshot(), gid);
@@ -275,7 +276,8 @@ impl DiffSet {
         }
     }
 
-    /// [`Self::mergeable_from`] cut before the sizes exceed `max_bytes`; the first diff always stays.
+    /// [`Self::mergeable_from`] cut before the sizes exceed `max_bytes`; the first diff always
+    /// stays.
     #[must_use]
     pub fn mergeable_up_to_size(&self, gid: Gid, max_bytes: u64) -> Vec<Diff> {
         let mut total = 0_u64;
@@ -318,8 +320,8 @@ impl DiffSet {
         self.states(base).find(|(at, _, _)| at.is_clean()).map(|(at, time, _)| (at, time))
     }
 
-    /// Every state of the image from the end of an unfinished apply on: snapshot, time, bytes of the
-    /// diff before it.
+    /// Every state of the image from the end of an unfinished apply on: snapshot, time, bytes of
+    /// the diff before it.
     fn states(&self, base: &BaseState) -> impl Iterator<Item = (Snapshot, u64, u64)> {
         let needed = self.minimum(base).len();
         let start = (base.snapshot(), base.timestamp, 0);
@@ -329,8 +331,8 @@ impl DiffSet {
         all.skip_while(move |(at, _, _)| unfinished.is_some_and(|to| at.begin() < to.begin()))
     }
 
-    /// The clean snapshots that can be restored, oldest first; without `all` only the explicit ones and
-    /// the first (§2.11). The first says whether it was taken on purpose as the others do.
+    /// The clean snapshots that can be restored, oldest first; without `all` only the explicit ones
+    /// and the first (§2.11). The first says whether it was taken on purpose as the others do.
     #[must_use]
     pub fn restorable(&self, base: &BaseState, all: bool) -> Vec<RestorePoint> {
         let mut points = Vec::new();
@@ -371,8 +373,8 @@ impl DiffSet {
         Some(old)
     }
 
-    /// The diffs that the walk from `from` does not use: leftovers of merges, and whatever lies behind a
-    /// gap (§2.13).
+    /// The diffs that the walk from `from` does not use: leftovers of merges, and whatever lies
+    /// behind a gap (§2.13).
     #[must_use]
     pub fn garbage(&self, from: Snapshot) -> Vec<Diff> {
         let mut rest = self.all.clone();
@@ -382,8 +384,8 @@ impl DiffSet {
         rest.into_values().collect()
     }
 
-    /// The part of [`Self::garbage`] whose content is surely elsewhere: what `from` has already, and
-    /// what a diff of the walk contains. Diffs behind a gap are not among them.
+    /// The part of [`Self::garbage`] whose content is surely elsewhere: what `from` has already,
+    /// and what a diff of the walk contains. Diffs behind a gap are not among them.
     #[must_use]
     pub fn superseded(&self, from: Snapshot) -> Vec<Diff> {
         let reached = self.chain(from).last().map_or(from, |(_, at)| at).begin();

@@ -1,5 +1,5 @@
-//! Snapshots and the diffs between them (`semantics.md` §2): what may be applied to what, what merges
-//! with what, and what comes out of it. Pure values; nothing here knows of files.
+//! Snapshots and the diffs between them (`semantics.md` §2): what may be applied to what, what
+//! merges with what, and what comes out of it. Pure values; nothing here knows of files.
 //!
 //! Invariants, held by the constructors: a snapshot has `begin <= end`; a diff makes progress
 //! (`begin.begin < end.begin` and `begin.end <= end.end`, §2.2); a base image that is being applied
@@ -141,8 +141,8 @@ pub struct Diff {
 }
 
 impl Diff {
-    /// A diff that is not mergeable, of no comparison, with time and size 0. Fails when it would make
-    /// no progress (§2.2).
+    /// A diff that is not mergeable, of no comparison, with time and size 0. Fails when it would
+    /// make no progress (§2.2).
     pub fn new(begin: Snapshot, end: Snapshot) -> Result<Self, GidError> {
         if begin.begin < end.begin && begin.end <= end.end {
             Ok(Self { begin, end, mergeable: false, comparison: false, timestamp: 0, size: 0 })

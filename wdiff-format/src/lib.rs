@@ -3,9 +3,9 @@
 //!
 //! ```text
 //!  wlog packs --convert--> sorted / indexed file --+
-//!                                                  +--merge--> one sorted stream --+--> sorted file
-//!  sorted files, indexed files --------------------+                               +--> redo onto an image
-//!                                                                                  +--> virtual image
+//!                                                  +--merge--> one stream -+-> sorted file
+//!  sorted files, indexed files --------------------+                       +-> redo onto an image
+//!                                                                          +-> virtual image
 //! ```
 //!
 //! Invariants: the records of a diff ascend and are disjoint, newer data wins; nothing that was

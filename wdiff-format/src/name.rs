@@ -1,8 +1,8 @@
 //! The names of wdiff files (`formats.md` §7): the only durable home of a diff's metadata.
 //!
 //! `YYYYMMDDhhmmss-MC-B-E.wdiff` when both ends are clean, else
-//! `YYYYMMDDhhmmss-MC-B.begin-B.end-E.begin-E.end.wdiff`. One diff has one name: what [`parse`] accepts,
-//! [`to_file_name`] gives back.
+//! `YYYYMMDDhhmmss-MC-B.begin-B.end-E.begin-E.end.wdiff`. One diff has one name: what [`parse`]
+//! accepts, [`to_file_name`] gives back.
 
 use crate::gid::{Diff, Gid, GidError, Snapshot};
 use jiff::civil::DateTime;

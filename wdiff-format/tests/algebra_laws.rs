@@ -1,6 +1,7 @@
-//! The laws of `semantics.md` §2.16, checked against a model that has blocks: a device whose history is
-//! known at every gid, log diffs and hash diffs made from it, an image that diffs are written to. Each
-//! block of the image must hold a value that it had at some time within the image's snapshot.
+//! The laws of `semantics.md` §2.16, checked against a model that has blocks: a device whose
+//! history is known at every gid, log diffs and hash diffs made from it, an image that diffs are
+//! written to. Each block of the image must hold a value that it had at some time within the
+//! image's snapshot.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -64,7 +65,8 @@ fn write(image: &mut Image, content: &Content) {
 }
 
 impl World {
-    /// A full backup of an empty device while `during` is written; block i is read at gid `when[i]`.
+    /// A full backup of an empty device while `during` is written; block i is read at gid
+    /// `when[i]`.
     fn new(during: &[Vec<(usize, u8)>], when: &[usize]) -> Self {
         let base = (Snapshot::clean(Gid(0)), [0; BLOCKS]);
         let mut world = Self {
@@ -291,7 +293,9 @@ proptest! {
     }
 
     #[test]
-    fn without_merges_one_diff_applies_to_each_snapshot(lens in prop::collection::vec(1..4_u64, 1..20)) {
+    fn without_merges_one_diff_applies_to_each_snapshot(
+        lens in prop::collection::vec(1..4_u64, 1..20),
+    ) {
         let mut set = DiffSet::new();
         let mut gid = 0;
         for len in lens {
@@ -307,7 +311,9 @@ proptest! {
     /// The index of the set against a search of every diff.
     #[test]
     fn pick_is_the_naive_pick(
-        ops in prop::collection::vec((any::<bool>(), 0..15_u64, 1..8_u64, 0..2_u64, 0..6_u8), 1..60),
+        ops in prop::collection::vec(
+            (any::<bool>(), 0..15_u64, 1..8_u64, 0..2_u64, 0..6_u8), 1..60,
+        ),
     ) {
         let mut set = DiffSet::new();
         let mut naive: Vec<Diff> = Vec::new();
@@ -352,7 +358,9 @@ proptest! {
     }
 
     #[test]
-    fn a_name_that_is_accepted_is_the_name(text in "[0-9]{14}-[M-][C-]-[0-9]{1,3}(-[0-9]{1,3}){1,3}\\.wdiff") {
+    fn a_name_that_is_accepted_is_the_name(
+        text in "[0-9]{14}-[M-][C-]-[0-9]{1,3}(-[0-9]{1,3}){1,3}\\.wdiff",
+    ) {
         if let Ok(d) = parse(&text) {
             prop_assert_eq!(to_file_name(&d).unwrap(), text);
         }

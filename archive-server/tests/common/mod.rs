@@ -1,4 +1,5 @@
-//! An archive in this process on a Unix socket, a client, and a device whose whole history is known.
+//! An archive in this process on a Unix socket, a client, and a device whose whole history is
+//! known.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod hooked;
@@ -387,7 +388,8 @@ pub fn same(left: &[u8], right: &[u8], what: &str) {
     assert!(differs.is_none(), "{what}: byte {differs:?} differs");
 }
 
-/// A server with a volume that has a full backup of `device` at gid 0 and wdiffs up to its last gid.
+/// A server with a volume that has a full backup of `device` at gid 0 and wdiffs up to its last
+/// gid.
 pub async fn filled(archive: &Archive, device: &Device) -> Client {
     let mut client = archive.client();
     client.init().await;
