@@ -33,15 +33,6 @@ pub(crate) fn open_input(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
     Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, file)))
 }
 
-/// A file to write from its start, made or emptied; `-` is stdout.
-pub(crate) fn create_output(path: &Path) -> anyhow::Result<Box<dyn Write + Send>> {
-    if is_std_stream(path) {
-        return Ok(Box::new(BufWriter::with_capacity(BUFFER_BYTES, io::stdout())));
-    }
-    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-    Ok(Box::new(BufWriter::with_capacity(BUFFER_BYTES, file)))
-}
-
 /// Buffered standard output, for text and JSON.
 pub(crate) fn stdout() -> BufWriter<io::StdoutLock<'static>> {
     BufWriter::new(io::stdout().lock())

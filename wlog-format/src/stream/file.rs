@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::decoder::{DecodeError, Pack, PackDecoder};
 use super::header::{HEADER_BYTES, WlogHeader, WlogHeaderError};
@@ -58,14 +58,59 @@ pub enum WlogError {
     },
 }
 
-/// Reads a wlog, or several ones back to back (`formats.md` §5.3). Holds one pack in memory.
+/// How much is read at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Bytes read ahead in large chunks, handed out in pieces that share the chunk's memory.
+#[derive(Debug)]
+struct Source<R> {
+    inner: R,
+    ahead: BytesMut,
+    /// Bytes handed out so far.
+    position: u64,
+}
+
+impl<R: Read> Source<R> {
+    /// Some bytes, `n` at most; none only at the end.
+    fn some(&mut self, n: usize) -> io::Result<Bytes> {
+        while self.ahead.is_empty() {
+            self.ahead.resize(CHUNK_BYTES, 0);
+            let got = self.inner.read(&mut self.ahead);
+            self.ahead.truncate(got.as_ref().map_or(0, |got| *got));
+            match got {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let piece = self.ahead.split_to(n.min(self.ahead.len())).freeze();
+        self.position += piece.len() as u64;
+        Ok(piece)
+    }
+
+    /// A wlog header; fewer bytes only at the end.
+    fn header(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES);
+        while bytes.len() < HEADER_BYTES {
+            let piece = self.some(HEADER_BYTES - bytes.len())?;
+            if piece.is_empty() {
+                break;
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes)
+    }
+}
+
+/// Reads a wlog, or several ones back to back (`formats.md` §5.3). Reads ahead by itself. Holds one
+/// pack and one chunk in memory.
 #[derive(Debug)]
 pub struct WlogReader<R> {
-    source: R,
+    source: Source<R>,
     header: WlogHeader,
     decoder: PackDecoder,
-    /// Bytes read so far, and where the current pack starts.
-    position: u64,
+    /// Where the current pack starts.
     pack_at: u64,
 }
 
@@ -74,13 +119,12 @@ impl<R: Read> WlogReader<R> {
     ///
     /// # Errors
     /// When there is no sound one.
-    pub fn new(mut source: R) -> Result<Self, WlogError> {
-        let bytes = read_up_to(&mut source, HEADER_BYTES)?;
-        let header =
-            WlogHeader::decode(&bytes).map_err(|source| WlogError::Header { at: 0, source })?;
-        let position = HEADER_BYTES as u64;
-        let decoder = decoder_for(&header);
-        Ok(Self { source, header, decoder, position, pack_at: position })
+    pub fn new(inner: R) -> Result<Self, WlogError> {
+        let mut source = Source { inner, ahead: BytesMut::new(), position: 0 };
+        let header = WlogHeader::decode(&source.header()?)
+            .map_err(|source| WlogError::Header { at: 0, source })?;
+        let (decoder, pack_at) = (decoder_for(&header), source.position);
+        Ok(Self { source, header, decoder, pack_at })
     }
 
     /// The header of the wlog that is being read.
@@ -101,7 +145,7 @@ impl<R: Read> WlogReader<R> {
     /// When the next pack is damaged or incomplete, or the end block is missing. Nothing of that
     /// pack is handed out, nor anything behind it.
     pub fn next_pack(&mut self) -> Result<Option<Pack>, WlogError> {
-        self.pack_at = self.position - self.decoder.buffered_bytes() as u64;
+        self.pack_at = self.source.position - self.decoder.buffered_bytes() as u64;
         loop {
             match self.decoder.next_pack() {
                 Ok(None) if self.decoder.is_ended() => return Ok(None),
@@ -112,18 +156,15 @@ impl<R: Read> WlogReader<R> {
         }
     }
 
-    /// Reads what the decoder needs next.
+    /// Reads what the decoder needs next, and no more, for another wlog may follow the end block.
     fn fill(&mut self) -> Result<(), WlogError> {
-        let missing = self.decoder.missing_bytes();
-        let chunk = read_up_to(&mut self.source, missing)?;
-        let complete = chunk.len() == missing;
-        self.position += chunk.len() as u64;
-        self.decoder.push(chunk.into());
-        if complete {
+        let piece = self.source.some(self.decoder.missing_bytes())?;
+        if !piece.is_empty() {
+            self.decoder.push(piece);
             return Ok(());
         }
         match self.decoder.finish() {
-            Ok(lsid) => Err(WlogError::NoEnd { at: self.position, lsid }),
+            Ok(lsid) => Err(WlogError::NoEnd { at: self.source.position, lsid }),
             Err(source) => Err(self.pack_error(source)),
         }
     }
@@ -138,8 +179,8 @@ impl<R: Read> WlogReader<R> {
     /// # Errors
     /// When what follows is no sound wlog, or not the continuation of this one.
     pub fn next_wlog(&mut self) -> Result<bool, WlogError> {
-        let at = self.position;
-        let bytes = read_up_to(&mut self.source, HEADER_BYTES)?;
+        let at = self.source.position;
+        let bytes = self.source.header()?;
         if bytes.is_empty() {
             return Ok(false);
         }
@@ -149,7 +190,6 @@ impl<R: Read> WlogReader<R> {
             let (uuid, begin) = (next.uuid, next.begin);
             return Err(WlogError::Gap { at, uuid, begin, expected_uuid, expected });
         }
-        self.position += HEADER_BYTES as u64;
         self.decoder = decoder_for(&next);
         self.header = next;
         Ok(true)
@@ -158,14 +198,6 @@ impl<R: Read> WlogReader<R> {
 
 fn decoder_for(header: &WlogHeader) -> PackDecoder {
     PackDecoder::new(header.block_size, header.salt, header.begin)
-}
-
-/// Up to `n` bytes, fewer only at the end. Memory grows with what was read, not with `n`.
-fn read_up_to(source: &mut impl Read, n: usize) -> io::Result<Vec<u8>> {
-    const FIRST_BYTES: usize = 1 << 20;
-    let mut bytes = Vec::with_capacity(n.min(FIRST_BYTES));
-    source.by_ref().take(n as u64).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Writes a wlog.

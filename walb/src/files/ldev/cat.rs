@@ -9,7 +9,7 @@ use wlog_format::stream::WlogWriter;
 use wlog_format::units::Lsid;
 
 use super::device::LogDevice;
-use crate::files::create_output;
+use crate::files::output::Output;
 
 /// Extract a wlog from a log device.
 ///
@@ -39,7 +39,8 @@ pub(super) fn run(args: &CatArgs) -> anyhow::Result<()> {
     }
     let failed = || format!("cannot write wlog {}", args.output.display());
     let header = device.wlog_header(begin, end);
-    let mut writer = WlogWriter::new(create_output(&args.output)?, header).with_context(failed)?;
+    let output = Output::create(&args.output)?;
+    let mut writer = WlogWriter::new(output, header).with_context(failed)?;
     let mut packs = device.packs(begin);
     while writer.next_lsid() < end {
         match packs.next()? {
@@ -56,7 +57,7 @@ pub(super) fn run(args: &CatArgs) -> anyhow::Result<()> {
         }
     }
     let reached = writer.next_lsid();
-    writer.finish().with_context(failed)?;
+    writer.finish().with_context(failed)?.commit()?;
     if args.to.is_some() && reached < end {
         bail!("the log of {} ends at lsid {reached}, before --to {end}", device.path());
     }

@@ -15,8 +15,9 @@ use wlog_format::ring::Ring;
 use wlog_format::stream::{Pack, WlogHeader, WlogWriter};
 use wlog_format::units::{BlockSize, Lb, LogUuid, Lsid, Pb, Salt, to_usize};
 
+use crate::files::output::Output;
 use crate::files::packs::Stat;
-use crate::files::{create_output, print_result};
+use crate::files::print_result;
 
 /// Make a wlog of random writes and discards.
 ///
@@ -146,8 +147,8 @@ impl<'a> Generator<'a> {
 
     fn write(mut self) -> anyhow::Result<Stat> {
         let failed = || format!("cannot write wlog {}", self.args.output.display());
-        let mut writer = WlogWriter::new(create_output(&self.args.output)?, self.header.clone())
-            .with_context(failed)?;
+        let output = Output::create(&self.args.output)?;
+        let mut writer = WlogWriter::new(output, self.header.clone()).with_context(failed)?;
         let mut stat = Stat::new(self.header.begin);
         let block_bytes = u64::from(self.args.block_size.bytes());
         let end = self.header.begin + Pb(self.args.log_size / block_bytes);
@@ -156,7 +157,7 @@ impl<'a> Generator<'a> {
             stat.add(&pack);
             writer.write_pack(&pack).with_context(failed)?;
         }
-        writer.finish().with_context(failed)?;
+        writer.finish().with_context(failed)?.commit()?;
         Ok(stat)
     }
 

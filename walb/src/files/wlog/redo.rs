@@ -2,16 +2,20 @@
 
 use std::io::Read;
 use std::path::PathBuf;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use serde::Serialize;
 use wlog_format::pack::RecordKind;
-use wlog_format::stream::{Pack, WlogReader};
+use wlog_format::stream::{Pack, WlogError, WlogReader};
 
 use super::WlogInput;
 use crate::files::image::Image;
 use crate::files::print_result;
+
+/// Verified packs that wait to be written: they bound the memory.
+const PACKS_AHEAD: usize = 2;
 
 /// Write a log onto an image.
 ///
@@ -64,17 +68,32 @@ pub(super) fn run(args: &RedoArgs) -> anyhow::Result<()> {
     result
 }
 
+/// One thread reads and verifies, this one writes.
 fn redo(
     args: &RedoArgs,
     reader: &mut WlogReader<Box<dyn Read + Send>>,
     image: &Image,
     done: &mut Done,
 ) -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        let (sender, packs) = sync_channel(PACKS_AHEAD);
+        let reading = scope.spawn(move || read(reader, &sender));
+        // Ends when the reader has ended; an error here ends the reader at its next pack.
+        let written = packs.into_iter().try_for_each(|pack| apply(&pack, image, done));
+        let Ok(read) = reading.join() else { bail!("the thread that reads the wlog has crashed") };
+        written?;
+        read.with_context(|| args.input.what_failed())
+    })
+}
+
+fn read<R: Read>(reader: &mut WlogReader<R>, packs: &SyncSender<Pack>) -> Result<(), WlogError> {
     loop {
-        while let Some(pack) = reader.next_pack().with_context(|| args.input.what_failed())? {
-            apply(&pack, image, done)?;
+        while let Some(pack) = reader.next_pack()? {
+            if packs.send(pack).is_err() {
+                return Ok(());
+            }
         }
-        if !reader.next_wlog().with_context(|| args.input.what_failed())? {
+        if !reader.next_wlog()? {
             return Ok(());
         }
     }
