@@ -177,7 +177,8 @@ impl VolumeDir {
         }
         for queue in self.sendto.list()? {
             if !archives.iter().any(|a| a.name.as_str() == queue) {
-                tracing::warn!(queue, dir = %self.sendto.path().display(), "removing the rest of a deleted queue");
+                let dir = self.sendto.path().display();
+                tracing::warn!(queue, %dir, "removing the rest of a deleted queue");
                 self.sendto.remove_dir(&queue)?;
             }
         }

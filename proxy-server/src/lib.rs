@@ -33,7 +33,6 @@ use env::Env;
 use proto::v1::Role;
 use proto::v1::proxy_server::ProxyServer;
 use proxy::Proxy;
-use serde::Serialize;
 use server_kit::durable::RealDir;
 use server_kit::error::RoleError;
 use server_kit::net::{Connector, Listener, RealConnector};
@@ -48,7 +47,7 @@ use std::sync::Arc;
 use tonic::service::Routes;
 
 /// Flags of `walb-proxy serve`.
-#[derive(Debug, Clone, Default, Args, Serialize)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct ServeArgs {
     /// TOML file with the keys below; flags win over it.
     #[arg(long, value_name = "FILE")]

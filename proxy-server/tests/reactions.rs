@@ -176,17 +176,37 @@ async fn an_archive_that_waits_for_something_is_tried_for_ever() {
     }
 }
 
+fn refusals() -> [Order; 4] {
+    let answers = [WdiffResult::Stopped, WdiffResult::Busy, WdiffResult::Unspecified];
+    let [stopped, busy, other] = answers.map(Order::Answer);
+    [stopped, busy, other, Order::Refuse]
+}
+
+#[tokio::test]
+async fn an_archive_that_refuses_is_tried_again_while_the_volume_is_in_use() {
+    for order in refusals() {
+        let place = Place::new();
+        let archive = Archive::start(&place.socket("a0")).await;
+        let proxy = Proxy::start(&place).await;
+        archive.always(Some(order));
+        started(&place, &proxy).await;
+        let mut device = Device::new();
+        let ios = device.random_ios(10, 64);
+        proxy.send(device.write(&ios).messages()).await.unwrap();
+        archive.attempted(4).await;
+        assert!(!proxy.queue("a0").await.send_error);
+        archive.always(None);
+        proxy.empty("a0").await;
+        proxy.kill().await;
+    }
+}
+
 #[tokio::test]
 async fn an_archive_that_refuses_is_given_up_when_the_volume_is_quiet() {
-    for order in [
-        Order::Answer(WdiffResult::Stopped),
-        Order::Answer(WdiffResult::Busy),
-        Order::Answer(WdiffResult::Unspecified),
-        Order::Refuse,
-    ] {
+    for order in refusals() {
         let place = Place::new();
         let mut settings = place.settings();
-        settings.give_up_after = Some(Span(Duration::from_millis(150)));
+        settings.give_up_after = Some(Span(Duration::from_millis(100)));
         let archive = Archive::start(&place.socket("a0")).await;
         let proxy = Proxy::start_with(&place, settings).await;
         archive.always(Some(order));
@@ -194,7 +214,6 @@ async fn an_archive_that_refuses_is_given_up_when_the_volume_is_quiet() {
         let mut device = Device::new();
         let ios = device.random_ios(10, 64);
         proxy.send(device.write(&ios).messages()).await.unwrap();
-        archive.attempted(3).await;
         until("a send error", || async { proxy.queue("a0").await.send_error }).await;
         let before = archive.attempts().len();
         proxy.kick().await.unwrap();
