@@ -110,7 +110,10 @@ pub enum SuperBlockError {
         physical: u32,
     },
     /// The bytes were changed after they were written.
-    #[error("the checksum of the super sector is wrong: it is damaged")]
+    #[error(
+        "the checksum of the super sector is wrong: it is damaged, and the log behind it cannot be \
+         trusted (format the log device anew, then take a hash backup)"
+    )]
     Checksum,
     /// The name field has no terminating NUL.
     #[error("the name in the super sector is not terminated")]

@@ -24,7 +24,10 @@ pub enum WlogError {
         source: WlogHeaderError,
     },
     /// A pack is damaged or out of order.
-    #[error("the log is damaged at byte {at}")]
+    #[error(
+        "the log is damaged at byte {at} (all before that is sound; extract the rest again from \
+         its log device)"
+    )]
     Pack {
         /// Where the pack starts.
         at: u64,
