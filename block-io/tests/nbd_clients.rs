@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use block_io::nbd::{Limits, Listener};
+use block_io::nbd::{Client, ClientError, Limits, Listener};
 use nbd_support::{
     Event, Fault, MemoryExport, PAGE, Served, noise, program, run, run_any, server_of, skip, until,
 };
@@ -71,16 +71,23 @@ async fn nbdinfo_sees_all_that_the_export_can_do() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_reach_the_server_over_tcp() {
-    let Some(nbdinfo) = program("clients_reach_the_server_over_tcp", "nbdinfo") else { return };
     let export = std::sync::Arc::new(MemoryExport::new(MIB).read_only());
     let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let uri = format!("nbd://{}/vol", listener.tcp_address().unwrap());
+    let address = listener.tcp_address().unwrap();
+    let uri = format!("nbd://{address}/vol");
     let shutdown = CancellationToken::new();
     let server = server_of(&export, Limits::default());
     let token = shutdown.clone();
     let task = tokio::spawn(async move { server.serve(listener, token).await });
-    run(&nbdinfo, &["--is", "read-only", &uri]).await;
-    assert!(!run_any(&nbdinfo, &["--can", "trim", &uri]).await.0);
+    let client = Client::tcp(address, "vol").await.unwrap();
+    assert!(client.read_only());
+    assert_eq!(client.read(512, 4096).await.unwrap(), [0; 4096][..]);
+    let refused = client.write(0, vec![1; 512].into(), false).await.unwrap_err();
+    assert!(matches!(refused, ClientError::Failed { errno: 1, .. }), "{refused}");
+    if let Some(nbdinfo) = program("clients_reach_the_server_over_tcp", "nbdinfo") {
+        run(&nbdinfo, &["--is", "read-only", &uri]).await;
+        assert!(!run_any(&nbdinfo, &["--can", "trim", &uri]).await.0);
+    }
     shutdown.cancel();
     task.await.unwrap();
 }
