@@ -293,6 +293,19 @@ async fn operations_of_a_client_that_went_away_run_to_their_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_that_panics_ends_one_connection() {
+    let served = Served::new(MemoryExport::new(MIB)).await;
+    served.export.fail(Fault::PanicAt(4096));
+    let other = Client::unix(&served.socket, "vol").await.unwrap();
+    let client = Client::unix(&served.socket, "vol").await.unwrap();
+    let lost = client.read(4096, 512).await;
+    assert!(matches!(lost, Err(ClientError::Closed("read"))), "{lost:?}");
+    other.read(0, 512).await.unwrap();
+    Client::unix(&served.socket, "vol").await.unwrap().read(0, 512).await.unwrap();
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nbd.sock");

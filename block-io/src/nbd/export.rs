@@ -41,8 +41,8 @@ pub trait Export: Send + Sync + 'static {
     /// Reads `len` bytes at `offset` (bytes): pieces in order, `len` bytes in all.
     fn read(&self, offset: u64, len: u32) -> BoxFuture<'_, Result<Vec<Chunk>, ExportError>>;
 
-    /// Writes `data` at `offset` (bytes). Keeping the payload longer than the future runs is allowed;
-    /// the server no longer counts its memory then.
+    /// Writes `data` at `offset` (bytes). Keeping the payload longer than the future runs is
+    /// allowed; the server no longer counts its memory then.
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<'_, Result<(), ExportError>>;
 
     /// Makes all that has finished before the call stable.
@@ -59,9 +59,9 @@ pub trait Export: Send + Sync + 'static {
         how: WriteZeroes,
     ) -> BoxFuture<'_, Result<(), ExportError>>;
 
-    /// Tells which parts of a range (at most 64 MiB) are holes or zeroes: extents from `offset` on,
-    /// in order. They may cover less than `len` (at least one block) or more; the server cuts, joins,
-    /// and sends at most [`MAX_EXTENTS`](super::protocol::MAX_EXTENTS), so finding more is wasted.
+    /// Tells which parts of a range (at most 64 MiB) are holes or zeroes: extents from `offset`
+    /// on, in order. They may cover less than `len` (at least one block) or more; the server cuts,
+    /// joins, and sends at most [`MAX_EXTENTS`](super::protocol::MAX_EXTENTS): more are wasted.
     fn block_status(
         &self,
         _offset: u64,

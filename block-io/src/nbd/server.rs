@@ -3,7 +3,7 @@
 //! Invariants:
 //! - Connections, requests in flight and payload memory are bounded by [`Limits`].
 //! - Nothing that a peer sends or leaves out affects other connections.
-//! - A shutdown finishes what was in flight, then closes; it takes [`Limits::shutdown_grace`] at most.
+//! - A shutdown finishes what was in flight, then closes, within [`Limits::shutdown_grace`].
 
 use std::collections::HashMap;
 use std::io;
@@ -36,7 +36,8 @@ pub struct Limits {
     pub connection_requests: usize,
     /// Payloads of one connection in bytes (at least one payload of full length).
     pub connection_bytes: usize,
-    /// Payloads of all connections in bytes (at least one payload of full length), without reserves.
+    /// Payloads of all connections in bytes (at least one payload of full length), not counting
+    /// reserves.
     pub server_bytes: usize,
     /// Payload memory that every connection has for itself, in bytes, beyond `server_bytes` (and
     /// beyond 128 KiB of receive buffers).

@@ -45,6 +45,8 @@ pub(crate) enum Fault {
     ShortRead,
     /// Reads at this offset never end.
     HangAt(u64),
+    /// Reads at this offset panic.
+    PanicAt(u64),
 }
 
 #[derive(Default)]
@@ -211,6 +213,8 @@ impl Export for MemoryExport {
                 std::future::pending::<()>().await;
             }
             self.pause(offset).await;
+            let panics = self.state.lock().faulty(|fault| *fault == Fault::PanicAt(offset));
+            assert!(!panics, "injected");
             let state = self.state.lock();
             if state.faulty(|fault| matches!(fault, Fault::ReadAt(at) if touches(*at, offset, len)))
             {
