@@ -1,9 +1,11 @@
 //! A volume in service: opening it, its I/O, and stopping it.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use block_io::device::{BlockDevice, Extent, check_range};
 use bytes::Bytes;
+use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -63,10 +65,10 @@ impl Volume {
         let (core, report) = (Arc::new(core.0), core.1);
         let (requests, queue) = mpsc::unbounded_channel();
         let tasks = TaskTracker::new();
-        tasks.spawn(Committer::new(Arc::clone(&core), queue).run());
-        tasks.spawn(flusher::run(Arc::clone(&core)));
-        tasks.spawn(data_writer::run(Arc::clone(&core)));
-        tasks.spawn(checkpoint::run(Arc::clone(&core)));
+        tasks.spawn(guarded(Arc::clone(&core), Committer::new(Arc::clone(&core), queue).run()));
+        tasks.spawn(guarded(Arc::clone(&core), flusher::run(Arc::clone(&core))));
+        tasks.spawn(guarded(Arc::clone(&core), data_writer::run(Arc::clone(&core))));
+        tasks.spawn(guarded(Arc::clone(&core), checkpoint::run(Arc::clone(&core))));
         tasks.close();
         Ok((Self { core, requests, tasks }, report))
     }
@@ -313,6 +315,14 @@ impl Volume {
     }
 }
 
+/// A task of a volume. If it panics (a broken invariant), the volume fails: nobody waits for ever
+/// for what it would have done, and nothing is acknowledged any more.
+async fn guarded(core: Arc<Core>, task: impl Future<Output = ()>) {
+    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        core.fail("a task of the volume has panicked", &"this is a bug, see the log");
+    }
+}
+
 /// Waits for all parts of one request; the first error decides.
 async fn all(answers: Vec<oneshot::Receiver<Result<(), VolumeError>>>) -> Result<(), VolumeError> {
     let mut result = Ok(());
@@ -423,4 +433,26 @@ async fn check_fit(
         return mismatch(format!("the volume of {want} bytes has no whole sectors of {sector}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use block_io::sim::SimDisk;
+    use wlog_format::superblock::DeviceName;
+    use wlog_format::units::BlockSize;
+
+    #[tokio::test]
+    async fn a_panic_of_a_task_stops_the_volume_for_writes() {
+        let log: Arc<dyn BlockDevice> = SimDisk::new("log", 1 << 20, 512);
+        let data: Arc<dyn BlockDevice> = SimDisk::new("data", 1 << 20, 512);
+        let format = crate::format_devices(&log, &data, BlockSize::B512, DeviceName::EMPTY);
+        format.await.unwrap();
+        let options = VolumeOptions::default();
+        let (volume, _) = Volume::open("v", log, data, options).await.unwrap();
+        guarded(Arc::clone(&volume.core), async { panic!("a broken invariant") }).await;
+        let refused = volume.write(0, zeros(512), false).await;
+        assert!(matches!(refused, Err(VolumeError::Failed(_))), "{refused:?}");
+        assert!(volume.read(0, 512).await.is_ok());
+    }
 }

@@ -1,5 +1,5 @@
-//! The real program, driven by clients that we did not write: qemu-io, fio and nbdinfo; killed at random
-//! moments.
+//! The real program, driven by clients that we did not write: qemu-io, fio and nbdinfo; killed at
+//! random moments.
 //!
 //! What is not installed is said and skipped.
 #![allow(
@@ -196,6 +196,67 @@ async fn fio_verifies_what_it_wrote() {
         must_succeed(run("fio", &args));
         role.stop();
     }
+}
+
+/// A loop device, detached at the end.
+struct Loop(String);
+
+impl Loop {
+    /// `None` where that is not possible: needs root.
+    fn attach(file: &Path, sector: u32) -> Option<Self> {
+        let sector = sector.to_string();
+        let args = ["--find", "--show", "--direct-io=on", "--sector-size", &sector];
+        let file = file.to_str().unwrap();
+        let output = run("losetup", &[&args[..], &[file]].concat())?;
+        if !output.status.success() {
+            println!("skipped: no loop device: {}", String::from_utf8_lossy(&output.stderr));
+            return None;
+        }
+        Some(Self(String::from_utf8(output.stdout).unwrap().trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).output();
+    }
+}
+
+/// Block devices with sectors of 4096 bytes: the volume has them too, and nobody else gets the
+/// devices.
+#[tokio::test]
+async fn block_devices_are_served_with_their_sectors() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log_file, data_file) = (dir.path().join("log.img"), dir.path().join("data.img"));
+    file(&log_file, 8 << 20);
+    file(&data_file, 16 << 20);
+    let Some(log) = Loop::attach(&log_file, 4096) else { return };
+    let Some(data) = Loop::attach(&data_file, 4096) else { return };
+    let refused =
+        format_ldev(log.0.as_ref(), data.0.as_ref(), BlockSize::B512, DeviceName::EMPTY).await;
+    assert!(refused.unwrap_err().to_string().contains("--block-size 4096"));
+    format_ldev(log.0.as_ref(), data.0.as_ref(), BlockSize::B4096, DeviceName::EMPTY)
+        .await
+        .unwrap();
+    std::os::unix::fs::symlink(&log.0, dir.path().join("log")).unwrap();
+    std::os::unix::fs::symlink(&data.0, dir.path().join("data")).unwrap();
+    let child = spawn(dir.path(), &[]);
+    let mut role = Role { dir, child, flags: Vec::new() };
+    let client = role.connect().await;
+    assert_eq!(client.block_bytes(), 4096);
+    client.write(0, common::payload(1, 0, 64), true).await.unwrap();
+    client.trim(4096, 4096, true).await.unwrap();
+    assert!(client.write(512, common::payload(2, 1, 1), false).await.is_err());
+    let taken = format_ldev(log.0.as_ref(), data.0.as_ref(), BlockSize::B4096, DeviceName::EMPTY);
+    assert!(taken.await.unwrap_err().to_string().contains("is in use"));
+    role.kill();
+    role.restart();
+    let client = role.connect().await;
+    let expected =
+        [&common::payload(1, 0, 8)[..], &[0; 4096], &common::payload(1, 16, 48)].concat();
+    assert_eq!(client.read(0, 32 << 10).await.unwrap(), expected);
+    drop(client);
+    role.stop();
 }
 
 /// A writer that knows what was acknowledged, and a role that is killed under it.
