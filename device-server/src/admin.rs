@@ -1,6 +1,7 @@
 //! Administration of a volume in service: freeze and melt, log reset, resize, checkpoint on
 //! request, release of logs.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -69,16 +70,7 @@ impl Volume {
     /// # Errors
     /// When a device fails, or has failed.
     pub async fn take_checkpoint(&self) -> Result<(), VolumeError> {
-        let core = self.core();
-        let target = core.state.lock().positions.completed;
-        let epoch = core.state.lock().log.epoch;
-        core.flush_log().await?;
-        core.wait_until(|state| {
-            let there = state.positions.written >= target || state.log.epoch != epoch;
-            state.check_sound().map(|()| there.then_some(())).transpose()
-        })
-        .await?;
-        core.checkpoint().await
+        self.to_the_end(|core| async move { core.take_checkpoint().await }).await
     }
 
     /// Releases the logs before `lsid`: the ring may be written over up to there.
@@ -86,7 +78,7 @@ impl Volume {
     /// # Errors
     /// Unless `oldest <= lsid <= prev_written` and a pack begins there; after an overflow always.
     pub async fn set_oldest(&self, lsid: Lsid) -> Result<(), VolumeError> {
-        self.core().set_oldest(lsid).await
+        self.to_the_end(move |core| async move { core.set_oldest(lsid).await }).await
     }
 
     /// Starts a new log: all positions 0, new uuid and salt, no overflow, the ring as large as
@@ -95,21 +87,7 @@ impl Volume {
     /// # Errors
     /// When the volume is frozen, or a device fails.
     pub async fn reset_log(&self) -> Result<(), VolumeError> {
-        let core = self.core();
-        {
-            let mut state = core.state.lock();
-            state.check_alive()?;
-            if state.frozen.is_some() || state.held {
-                return Err(VolumeError::Frozen);
-            }
-            state.held = true;
-        }
-        let held = Held(core);
-        core.drain().await?;
-        core.checkpoint().await?;
-        let result = core.start_new_log().await;
-        drop(held);
-        result
+        self.to_the_end(|core| async move { core.reset_log().await }).await
     }
 
     /// Grows the volume to `size`, or to the size of the data device if that is 0. The data device
@@ -118,28 +96,23 @@ impl Volume {
     /// # Errors
     /// When the volume would shrink, the data device is too small, or a device fails.
     pub async fn resize(&self, size: Lb) -> Result<(), VolumeError> {
-        let core = self.core();
-        let available = Lb::from_bytes(core.data.refresh_size().await?);
-        let mut super_block = core.super_block.lock().await;
-        let from = super_block.device_size;
-        let to = if size == Lb(0) { available } else { size };
-        let bad = |why: String| Err(VolumeError::BadSize { from, to, why });
-        core.state.lock().check_alive()?;
-        if to < from {
-            return bad("a volume never shrinks".to_owned());
-        }
-        if to > available {
-            return bad(format!("grow the data device first: it has {available} sectors"));
-        }
-        if to.bytes() % u64::from(self.sector_bytes()) != 0 {
-            return bad(format!("the volume has sectors of {} bytes", self.sector_bytes()));
-        }
-        let mut next = super_block.clone();
-        next.device_size = to;
-        core.store(&mut super_block, next).await?;
-        core.state.lock().size = to;
-        core.publish();
-        Ok(())
+        self.to_the_end(move |core| async move { core.resize(size).await }).await
+    }
+
+    /// Does something to the super block even if the caller goes away: a request to the log device
+    /// that nobody waits for could land after a later one, and bring an old super block back.
+    async fn to_the_end<Work>(
+        &self,
+        work: impl FnOnce(Arc<Core>) -> Work,
+    ) -> Result<(), VolumeError>
+    where
+        Work: Future<Output = Result<(), VolumeError>> + Send + 'static,
+    {
+        let done = tokio::spawn(work(Arc::clone(self.core()))).await;
+        done.unwrap_or_else(|ended| {
+            self.core().fail("an operation on the super block was broken off", &ended);
+            self.core().state.lock().check_sound()
+        })
     }
 }
 
@@ -154,6 +127,60 @@ impl Drop for Held<'_> {
 }
 
 impl Core {
+    async fn take_checkpoint(&self) -> Result<(), VolumeError> {
+        let (target, epoch) = {
+            let state = self.state.lock();
+            (state.positions.completed, state.log.epoch)
+        };
+        self.flush_log().await?;
+        self.wait_until(|state| {
+            let there = state.positions.written >= target || state.log.epoch != epoch;
+            state.check_sound().map(|()| there.then_some(())).transpose()
+        })
+        .await?;
+        self.checkpoint().await
+    }
+
+    async fn reset_log(&self) -> Result<(), VolumeError> {
+        {
+            let mut state = self.state.lock();
+            state.check_alive()?;
+            if state.frozen.is_some() || state.held {
+                return Err(VolumeError::Frozen);
+            }
+            state.held = true;
+        }
+        let _held = Held(self);
+        self.drain().await?;
+        self.checkpoint().await?;
+        self.start_new_log().await
+    }
+
+    async fn resize(&self, size: Lb) -> Result<(), VolumeError> {
+        let available = Lb::from_bytes(self.data.refresh_size().await?);
+        let mut super_block = self.super_block.lock().await;
+        let from = super_block.device_size;
+        let to = if size == Lb(0) { available } else { size };
+        let bad = |why: String| Err(VolumeError::BadSize { from, to, why });
+        self.state.lock().check_alive()?;
+        if to < from {
+            return bad("a volume never shrinks".to_owned());
+        }
+        if to > available {
+            return bad(format!("grow the data device first: it has {available} sectors"));
+        }
+        let sector = self.data.block_bytes();
+        if !to.bytes().is_multiple_of(sector.into()) {
+            return bad(format!("the volume has sectors of {sector} bytes"));
+        }
+        let mut next = super_block.clone();
+        next.device_size = to;
+        self.store(&mut super_block, next).await?;
+        self.state.lock().size = to;
+        self.publish();
+        Ok(())
+    }
+
     /// The new super block first, then nothing where the first pack will be (`formats.md` §3.5).
     /// The log is drained and held.
     async fn start_new_log(&self) -> Result<(), VolumeError> {

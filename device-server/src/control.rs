@@ -56,11 +56,8 @@ impl ControlService {
         })
     }
 
-    /// Freezes all of these or none.
-    async fn freeze_group(
-        &self,
-        names: &[String],
-    ) -> Result<Vec<(Arc<Volume>, FreezeTicket)>, RoleError> {
+    /// The volumes of these names, each once, in the order of their names.
+    fn group(&self, names: &[String]) -> Result<Vec<Arc<Volume>>, RoleError> {
         if names.is_empty() {
             return Err(RoleError::bad_request("freeze of no volume at all"));
         }
@@ -68,18 +65,27 @@ impl ControlService {
         for name in names {
             group.insert(name.as_str(), Arc::clone(&self.find(name)?.volume));
         }
-        let mut frozen = Vec::with_capacity(group.len());
-        for volume in group.into_values() {
-            match volume.freeze().await {
-                Ok(ticket) => frozen.push((volume, ticket)),
-                Err(error) => {
-                    melt(&frozen);
-                    return Err(refused(&volume, "freeze", error));
-                }
+        Ok(group.into_values().collect())
+    }
+}
+
+/// Freezes all of these or none. They melt by themselves after `timeout`.
+async fn freeze_group(group: Vec<Arc<Volume>>, timeout: Duration) -> Result<(), RoleError> {
+    let mut frozen = Vec::with_capacity(group.len());
+    for volume in group {
+        match volume.freeze().await {
+            Ok(ticket) => frozen.push((volume, ticket)),
+            Err(error) => {
+                melt(&frozen);
+                return Err(refused(&volume, "freeze", error));
             }
         }
-        Ok(frozen)
     }
+    tokio::spawn(async move {
+        tokio::time::sleep(timeout).await;
+        melt(&frozen);
+    });
+    Ok(())
 }
 
 fn melt(frozen: &[(Arc<Volume>, FreezeTicket)]) {
@@ -130,15 +136,15 @@ impl DeviceControl for ControlService {
 
     async fn freeze(&self, request: Request<v1::FreezeRequest>) -> Answer<v1::Empty> {
         let v1::FreezeRequest { volumes, timeout_ms } = request.into_inner();
-        let frozen = self.freeze_group(&volumes).await?;
+        let group = self.group(&volumes)?;
         let timeout = match timeout_ms {
             0 => MAX_FREEZE,
             ms => Duration::from_millis(ms).min(MAX_FREEZE),
         };
-        tokio::spawn(async move {
-            tokio::time::sleep(timeout).await;
-            melt(&frozen);
-        });
+        // A task of its own: were it broken off because the client went away, the volumes would
+        // stay frozen.
+        let freezing = tokio::spawn(freeze_group(group, timeout));
+        freezing.await.map_err(|error| RoleError::cancelled(error.to_string()))??;
         Ok(Response::new(v1::Empty {}))
     }
 

@@ -73,7 +73,7 @@ impl Volume {
         Ok((Self { core, requests, tasks }, report))
     }
 
-    pub(crate) fn core(&self) -> &Core {
+    pub(crate) fn core(&self) -> &Arc<Core> {
         &self.core
     }
 

@@ -121,6 +121,61 @@ async fn writes_go_on_across_resets() {
     }
 }
 
+/// A client that vanishes must not leave a super block half-way: neither on the device nor in memory.
+#[tokio::test]
+async fn a_reset_whose_caller_goes_away_is_done_to_the_end() {
+    let bench = usual().await;
+    bench.volume.write(0, payload(1, 0, 8), true).await.unwrap();
+    bench.volume.take_checkpoint().await.unwrap();
+    let before = bench.volume.status();
+    let gate = Gate::new();
+    let calls = bench.log.calls(Operation::Write);
+    bench.log.inject(Operation::Write, When::Nth(0), Fault::Hang(gate.clone()));
+    let volume = Arc::clone(&bench.volume);
+    let reset = tokio::spawn(async move { volume.reset_log().await });
+    while bench.log.calls(Operation::Write) == calls {
+        tokio::task::yield_now().await;
+    }
+    reset.abort();
+    assert!(reset.await.unwrap_err().is_cancelled());
+    let write = spawn_write(&bench, 2);
+    gate.open();
+    write.await.unwrap().unwrap();
+    bench.volume.flush().await.unwrap();
+    let after = bench.volume.status();
+    assert_ne!(after.uuid, before.uuid);
+    let again = reopen(bench.log.image(), bench.data.image(), quiet()).await;
+    assert_eq!(again.volume.status().uuid, after.uuid);
+    assert_eq!(read(&again.volume, 0, 4096).await, payload(2, 0, 8));
+}
+
+#[tokio::test]
+async fn a_freeze_whose_client_goes_away_ends_with_its_timeout() {
+    let bench = usual().await;
+    let mut service = serve(&[("v", &bench)]).await;
+    let gate = Gate::new();
+    let calls = bench.log.calls(Operation::Write);
+    bench.log.inject(Operation::Write, When::Nth(0), Fault::Hang(gate.clone()));
+    let write = spawn_write(&bench, 1);
+    while bench.log.calls(Operation::Write) == calls {
+        tokio::task::yield_now().await;
+    }
+    let request = v1::FreezeRequest { volumes: vec!["v".to_owned()], timeout_ms: 50 };
+    let mut watch = bench.volume.watch();
+    let freeze = async {
+        let _ = service.client.freeze(request).await;
+    };
+    tokio::select! {
+        () = freeze => panic!("it cannot be frozen while a log write hangs"),
+        () = async { while !bench.volume.status().frozen { tokio::task::yield_now().await } } => {}
+    }
+    gate.open();
+    write.await.unwrap().unwrap();
+    let melted = watch.wait_for(|status| !status.frozen && status.positions.permanent.0 > 0);
+    tokio::time::timeout(Duration::from_secs(5), melted).await.unwrap().unwrap();
+    bench.volume.write(0, payload(2, 0, 8), false).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_reset_takes_a_larger_log_device_into_use() {
     let bench = usual().await;
