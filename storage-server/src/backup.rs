@@ -3,9 +3,11 @@
 //! at the end makes the image whole.
 //!
 //! Beyond the original: nothing is reset before the archive has checked state, size and space; an
-//! interrupted backup goes on where the archive has its last durable block, as long as the log is
-//! still the same and whole; an answer that was lost is asked for. On disk the state is SyncReady
-//! until the archive has acknowledged, so a crash falls back to that.
+//! answer that was lost is asked for; an interrupted backup can go on where the archive has its
+//! last durable block. That needs every log since the interrupted one began, so the device's log
+//! has to be the same and whole, and who asks has to know that what was shipped already is still
+//! at the proxies. On disk the state is SyncReady until the archive has acknowledged, so a crash
+//! falls back to that.
 
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -24,7 +26,7 @@ use server_kit::state_machine::Transition;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use wdiff_format::gid::Gid;
-use wlog_format::units::LogUuid;
+use wlog_format::units::{LogUuid, Lsid};
 
 use crate::book::{Backup, History};
 use crate::chunk;
@@ -48,11 +50,12 @@ const QUEUE: usize = 2;
 /// Memory of one scan: what is being read, compressed and sent.
 const SCAN_BYTES: u64 = 2 * scan::DEPTH as u64 * (1 << 20);
 
-/// Starts a full backup. `bulk_bytes` 0 means the default.
+/// Starts a full backup. `bulk_bytes` 0 means the default; `resume`: what an interrupted one has
+/// shipped is still at the proxies, so that it can go on.
 ///
 /// # Errors
 /// Wrong state; a bulk size that makes no sense. Everything else fails the operation.
-pub fn start(volume: &Arc<Volume>, bulk_bytes: u64) -> Result<Operation, RoleError> {
+pub fn start(volume: &Arc<Volume>, bulk_bytes: u64, resume: bool) -> Result<Operation, RoleError> {
     let bulk_bytes = if bulk_bytes == 0 { DEFAULT_BULK_BYTES } else { bulk_bytes };
     if !BULK_BYTES.contains(&bulk_bytes) || !bulk_bytes.is_multiple_of(4096) {
         let (min, max) = (BULK_BYTES.start(), BULK_BYTES.end());
@@ -66,14 +69,24 @@ pub fn start(volume: &Arc<Volume>, bulk_bytes: u64) -> Result<Operation, RoleErr
     let name = volume.name.clone();
     Ok(operations.start("full-backup", name, |handle| {
         *volume.backup.lock() = Some(handle.token());
-        FullBackup { volume, handle, bulk_bytes }.run(transition)
+        FullBackup { volume, handle, bulk_bytes, resume }.run(transition)
     }))
+}
+
+/// An interrupted backup whose log is still there, without loss, with its history.
+#[must_use]
+pub fn resumable(volume: &Volume, info: &Info) -> Option<(History, Backup)> {
+    let history = volume.book.read(|r| r.history.clone())?;
+    let backup = history.backup?;
+    let whole = ship::lost(&info.status, &history).is_none();
+    (whole && backup.size_lb == info.status.size.0).then_some((history, backup))
 }
 
 struct FullBackup {
     volume: Arc<Volume>,
     handle: OperationHandle,
     bulk_bytes: u64,
+    resume: bool,
 }
 
 /// What was agreed with the archive and the device.
@@ -108,7 +121,7 @@ impl FullBackup {
         let name = &self.volume.name;
         RoleError::cancelled(format!("the full backup of volume {name} was given up: {why}"))
             .with_volume(name)
-            .with_next_step(format!("walbc full-backup S {name} goes on where it was"))
+            .with_next_step(format!("repeat it: walbc full-backup S {name}"))
     }
 
     /// Everything until the archive has the whole image; the gid that it is whole at.
@@ -118,8 +131,11 @@ impl FullBackup {
         if let Some(gid) = self.ended_before(&info).await? {
             return Ok(gid);
         }
+        if self.resumable(&info).is_none() {
+            self.forget_interrupted().await?;
+        }
         // Before the archive holds the volume for us: it does not wait for ever.
-        let _memory = volume.shared.budget.take(SCAN_BYTES).await;
+        let _memory = volume.shared.scans.take(SCAN_BYTES).await;
         let agreed = self.agree(info).await?;
         volume.follow(Work::Ship);
         let uuid = agreed.info.status.log_uuid;
@@ -149,12 +165,24 @@ impl FullBackup {
         }
     }
 
-    /// The history that this backup can be resumed on: its log is still followed without loss.
+    /// The interrupted backup that this one goes on with.
     fn resumable(&self, info: &Info) -> Option<(LogUuid, Backup)> {
-        let history = self.volume.book.read(|r| r.history.clone())?;
-        let backup = history.backup?;
-        let whole = ship::lost(&info.status, &history).is_none();
-        (whole && backup.size_lb == info.status.size.0).then_some((history.log_uuid, backup))
+        let (history, backup) = resumable(&self.volume, info)?;
+        let done = history.marks.done;
+        let nothing_shipped = (done.lsid, done.gid) == (Lsid(0), Gid(0));
+        (self.resume || nothing_shipped).then_some((history.log_uuid, backup))
+    }
+
+    /// An interrupted backup that this one does not go on with is never gone on with: who asked may
+    /// have dropped what it has shipped.
+    async fn forget_interrupted(&self) -> Result<(), RoleError> {
+        let update = self.volume.book.update(|record| {
+            if let Some(history) = &mut record.history {
+                history.backup = None;
+            }
+            Ok(())
+        });
+        update.await
     }
 
     /// Whether a former attempt has succeeded and only the answer was lost.

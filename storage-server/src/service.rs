@@ -129,9 +129,9 @@ impl Storage for StorageService {
         &self,
         r: Request<FullBackupRequest>,
     ) -> Result<Response<Operation>, Status> {
-        let FullBackupRequest { volume, bulk_bytes } = r.into_inner();
+        let FullBackupRequest { volume, bulk_bytes, resume } = r.into_inner();
         let volume = self.volume(&volume)?;
-        Ok(Response::new(backup::start(&volume, bulk_bytes)?))
+        Ok(Response::new(backup::start(&volume, bulk_bytes, resume)?))
     }
 
     async fn take_snapshot(
@@ -199,7 +199,11 @@ async fn describe(name: VolumeName, entry: Entry) -> StorageVolume {
     };
     add_progress(&mut message, &volume);
     match &info {
-        Ok(info) => add_device(&mut message, info),
+        Ok(info) => {
+            add_device(&mut message, info);
+            let is_ready = volume.cell.state() == State::SyncReady;
+            message.backup_resumable = is_ready && backup::resumable(&volume, info).is_some();
+        }
         Err(error) => message.error = error.full_message(),
     }
     add_record(&mut message, &record);

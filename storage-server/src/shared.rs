@@ -48,8 +48,11 @@ impl Config {
 pub struct Shared {
     /// Settings.
     pub config: Config,
-    /// Memory for log and backup data.
+    /// Memory for log data: half of all.
     pub budget: Budget,
+    /// Memory for scans of data devices: the other half, for they last long, and logs must be
+    /// shipped meanwhile.
+    pub scans: Budget,
     /// Where logs go.
     pub proxies: ProxySet,
     /// Where backups go.
@@ -72,7 +75,8 @@ impl Shared {
         shutdown: Shutdown,
     ) -> Self {
         Self {
-            budget: Budget::new(config.buffer_memory),
+            budget: Budget::new(config.buffer_memory / 2),
+            scans: Budget::new(config.buffer_memory / 2),
             proxies: ProxySet::new(connector, &config.proxies),
             archive: connector.channel(&config.archive),
             devices,

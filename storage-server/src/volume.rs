@@ -130,6 +130,11 @@ impl Volume {
     /// The state is Target from now on, unless the follower has found lost logs already.
     pub(crate) async fn commit_target(&self, transition: Transition<State>) {
         transition.commit(State::Target);
+        self.settle().await;
+    }
+
+    /// Catches up with a follower that has found lost logs while a transaction was open.
+    async fn settle(&self) {
         let ended = self.follower().and_then(|f| f.has_ended());
         if let Some(Ended::Lost(why)) = ended {
             self.lost(&why).await;
@@ -162,7 +167,7 @@ impl Volume {
     ///
     /// # Errors
     /// Wrong state; another stop that is as urgent runs.
-    pub async fn stop(&self, force: bool) -> Result<(), RoleError> {
+    pub async fn stop(self: &Arc<Self>, force: bool) -> Result<(), RoleError> {
         let flag = if force { StopFlag::ForceStopping } else { StopFlag::Stopping };
         let guard = self.cell.begin_stop(flag).map_err(|_| {
             RoleError::busy(&self.name, format!("volume {} is being stopped", self.name))
@@ -178,7 +183,13 @@ impl Volume {
         match guard.begin(&from, via) {
             Ok(transition) => {
                 self.unfollow(force).await;
-                self.book.set_state(saved).await?;
+                if let Err(error) = self.book.set_state(saved).await {
+                    // Not stopped, then: it must not stand there as a target that ships nothing.
+                    drop(transition);
+                    self.resume();
+                    self.settle().await;
+                    return Err(error);
+                }
                 transition.commit(to);
             }
             Err(_) if matches!(self.cell.state(), State::StopTarget | State::StopStandby) => {

@@ -81,6 +81,34 @@ async fn an_interrupted_backup_goes_on_where_the_archive_has_its_last_block() {
 }
 
 #[tokio::test]
+async fn a_backup_starts_anew_when_what_was_shipped_may_be_gone() {
+    let mut cluster = Cluster::new(64, StorageOptions::default()).await;
+    cluster.device.fill(SIZE_BYTES).await;
+    assert!(!cluster.storage.get(VOLUME).await.backup_resumable);
+    cluster.archive.change(|disk| disk.hang_at = Some(2 << 20));
+    let id = cluster.storage.begin_backup(VOLUME).await.unwrap().id;
+    cluster.archive.hanging.notified().await;
+    cluster.device.scribble(10).await;
+    eventually("something is shipped", || async {
+        (cluster.storage.get(VOLUME).await.done_lsid > 0).then_some(())
+    })
+    .await;
+    cluster.storage.stop_volume(VOLUME, StopMode::Force).await.unwrap();
+    cluster.storage.ended(&id).await;
+    assert!(cluster.storage.get(VOLUME).await.backup_resumable);
+    cluster.archive.change(|disk| (disk.hang_at, disk.refuse) = (None, true));
+    let id = cluster.storage.begin_backup_as(VOLUME, false).await.unwrap().id;
+    assert_eq!(cluster.storage.ended(&id).await.status(), OperationStatus::Failed);
+    let view = cluster.storage.get(VOLUME).await;
+    assert!(!view.backup_resumable, "from now on it is too late to resume");
+    cluster.archive.change(|disk| disk.refuse = false);
+    cluster.storage.full_backup(VOLUME).await.unwrap();
+    assert!(cluster.archive.disk.lock().syncs[1].resume_uuid.is_empty());
+    cluster.device.scribble(10).await;
+    cluster.check_restorable().await;
+}
+
+#[tokio::test]
 async fn a_backup_is_not_resumed_on_a_log_that_was_lost() {
     let mut cluster = Cluster::new(4, StorageOptions::default()).await;
     cluster.device.fill(2 << 20).await;

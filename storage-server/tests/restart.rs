@@ -145,6 +145,23 @@ async fn states_survive_a_restart() {
 }
 
 #[tokio::test]
+async fn a_stop_that_cannot_be_saved_leaves_the_target_at_work() {
+    let mut cluster = Cluster::target(16, StorageOptions::default()).await;
+    cluster.check_restorable().await;
+    cluster.storage.kill().await;
+    let options = fused(0);
+    let fuse = options.fuse.clone().unwrap();
+    cluster.storage.revive(options).await;
+    cluster.storage.wait_state("Target").await;
+    cluster.storage.stop_volume(VOLUME, StopMode::Graceful).await.unwrap_err();
+    assert_eq!(cluster.storage.get(VOLUME).await.state, "Target");
+    fuse.mend();
+    cluster.device.scribble(5).await;
+    cluster.check_restorable().await;
+    cluster.storage.stop_volume(VOLUME, StopMode::Graceful).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_half_made_volume_is_removed_and_a_damaged_one_keeps_nobody_from_working() {
     let mut cluster = Cluster::target(16, StorageOptions::default()).await;
     cluster.storage.kill().await;

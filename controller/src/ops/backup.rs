@@ -107,8 +107,12 @@ pub async fn full_backup(
 ) -> Result<u64, ControlError> {
     prepare(ctl, storage, volume).await?;
     let (server, mut client) = ctl.storage(storage)?;
-    let request =
-        v1::FullBackupRequest { volume: volume.to_owned(), bulk_bytes: options.bulk_bytes };
+    let request = v1::FullBackupRequest {
+        volume: volume.to_owned(),
+        bulk_bytes: options.bulk_bytes,
+        // The queues of the proxies were dropped just now, and with them what was shipped.
+        resume: false,
+    };
     let operation = client.full_backup(request).await.at(server)?;
     let operation = run::follow(ctl, server, operation, seen).await?;
     let gid = operation.gid.unwrap_or_default();

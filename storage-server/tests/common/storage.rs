@@ -45,6 +45,11 @@ impl Fuse {
         self.left.load(Ordering::SeqCst) < 0
     }
 
+    /// The disk works again.
+    pub fn mend(&self) {
+        self.left.store(i64::MAX / 2, Ordering::SeqCst);
+    }
+
     fn step(&self) -> io::Result<()> {
         if self.left.fetch_sub(1, Ordering::SeqCst) > 0 {
             return Ok(());
@@ -291,7 +296,11 @@ impl Storage {
     }
 
     pub async fn begin_backup(&self, volume: &str) -> Result<Operation, Status> {
-        let request = FullBackupRequest { volume: volume.into(), bulk_bytes: 64 << 10 };
+        self.begin_backup_as(volume, true).await
+    }
+
+    pub async fn begin_backup_as(&self, volume: &str, resume: bool) -> Result<Operation, Status> {
+        let request = FullBackupRequest { volume: volume.into(), bulk_bytes: 64 << 10, resume };
         Ok(self.client().full_backup(request).await?.into_inner())
     }
 
