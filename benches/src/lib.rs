@@ -1,6 +1,7 @@
 //! Inputs for benchmarks: logs of known I/O size and compressibility, the same in every run.
 //!
-//! The benches run on small inputs, so that CI can run each once (`cargo bench -p benches -- --test`);
+//! The benches run on small inputs, so that CI can run each once (`cargo bench -p benches --
+//! --test`);
 //! `BENCH_MIB` makes them larger.
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,9 @@
 //! Reading an indexed wdiff (`formats.md` §6.4).
 //!
 //! Records come in the order of the index, which is read piece by piece; data is read where it
-//! lies. An image that later pieces can refer to is kept until the address of the records leaves the
-//! I/O that it came from, within a bound. Everything in an index record is checked against the file
-//! before a byte of data is read.
+//! lies. An image that later pieces can refer to is kept until the address of the records leaves
+//! the I/O that it came from, within a bound. Everything in an index record is checked against the
+//! file before a byte of data is read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -212,7 +212,8 @@ proptest! {
 
     #[test]
     fn a_flipped_bit_is_found_or_has_no_meaning(
-        log in log(20), file_type in file_type(), kind in kind(), bit in any::<prop::sample::Index>(),
+        log in log(20), file_type in file_type(), kind in kind(),
+        bit in any::<prop::sample::Index>(),
     ) {
         let dir = tempfile::tempdir().unwrap();
         let options = with(file_type, MaxIo::default(), kind, 1);
