@@ -2,17 +2,17 @@
 //!
 //! | item | content |
 //! |---|---|
-//! | `state` | whether it was started, and the largest device size seen; written last at creation |
+//! | `state` | whether it was started, and the largest device size seen |
 //! | `ARCHIVE.archive` | archive-info; an archive is on the list exactly while its record is there |
 //! | `received/` | half-made wdiffs only |
 //! | `sendto/ARCHIVE/` | links to the wdiffs that this archive has not acknowledged |
 //!
 //! Invariants: a wdiff in a send directory is whole and durable (I5), its name is its metadata; it
-//! occupies space once and goes when the last archive drops it. A directory without `state` was
-//! half-made, a send directory without record half-deleted.
+//! occupies space once and goes when the last archive drops it. What is half-made or half-deleted
+//! has a `*.tmp` name; anything else that is incomplete is damage, which is told and not removed.
 use crate::archive::{Archive, ArchiveRecord, RECORD_SUFFIX};
 use serde::{Deserialize, Serialize};
-use server_kit::durable::{DurableDir, DurableError, RealDir, StateFile, TmpFile};
+use server_kit::durable::{DurableDir, DurableError, RealDir, StateFile, TMP_SUFFIX, TmpFile};
 use server_kit::error::RoleError;
 use server_kit::volume_name::{ServerId, VolumeName};
 use std::fs::File;
@@ -53,58 +53,46 @@ pub(crate) struct VolumeDir {
 }
 
 impl VolumeDir {
-    /// A new volume with its first archive; nothing of it exists before this returns.
+    /// A new volume with its first archive; nothing of it has its name before it is complete.
     pub(crate) fn create(
         base: &RealDir,
         volume: &VolumeName,
         archive: &Archive,
     ) -> Result<Self, RoleError> {
-        // Left by a creation that was cut short: without its state it is no volume.
-        base.remove_dir(volume.as_str())?;
-        let dir = Self::layout(base, volume)?;
+        let half_made = format!("{volume}{TMP_SUFFIX}");
+        base.remove_tmp_dirs()?;
+        let dir = Self::layout(base, &half_made)?;
         dir.add_archive(archive)?;
         dir.store(&VolumeState::default())?;
-        Ok(dir)
+        base.commit_dir(&half_made, volume.as_str())?;
+        Self::layout(base, volume.as_str())
     }
 
-    /// The volume that is there; `None` when its creation was cut short.
+    /// The volume that is there.
     pub(crate) fn open(
         base: &RealDir,
         volume: &VolumeName,
-    ) -> Result<Option<(Self, VolumeState)>, RoleError> {
-        let dir = Self::layout(base, volume)?;
+    ) -> Result<(Self, VolumeState), RoleError> {
+        let dir = Self::layout(base, volume.as_str())?;
         let Some(state) = dir.state.load()? else {
-            if dir.has_wdiffs()? {
-                let file = dir.state.path().display().to_string();
-                return Err(RoleError::damaged(format!("volume {volume}: {file} is missing"))
-                    .with_file(file)
-                    .with_next_step("restore the file, or clear the volume"));
-            }
-            base.remove_dir(volume.as_str())?;
-            return Ok(None);
+            let file = dir.state.path().display().to_string();
+            return Err(RoleError::damaged(format!("volume {volume}: {file} is missing"))
+                .with_file(file)
+                .with_next_step("restore the file, or clear the volume"));
         };
         dir.received.remove_tmp_files()?;
         dir.root.remove_tmp_files()?;
-        dir.sendto.remove_tmp_dirs()?;
-        Ok(Some((dir, state)))
+        dir.settle_deletions()?;
+        Ok((dir, state))
     }
 
-    fn layout(base: &RealDir, volume: &VolumeName) -> Result<Self, RoleError> {
-        let path = base.path().join(volume.as_str());
+    fn layout(base: &RealDir, name: &str) -> Result<Self, RoleError> {
+        let path = base.path().join(name);
         let root = Arc::new(RealDir::create(&path)?);
         let received = Arc::new(RealDir::create(path.join(RECEIVED))?);
         let sendto = Arc::new(RealDir::create(path.join(SENDTO))?);
         let state = StateFile::new(Arc::clone(&root) as Arc<dyn DurableDir>, STATE);
         Ok(Self { root, received, sendto, state })
-    }
-
-    fn has_wdiffs(&self) -> Result<bool, RoleError> {
-        for queue in self.sendto.list()? {
-            if !RealDir::open(self.sendto.path().join(queue))?.list()?.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     pub(crate) fn store(&self, state: &VolumeState) -> Result<(), RoleError> {
@@ -147,23 +135,40 @@ impl VolumeDir {
 
     /// An empty queue and its record, in this order: without the record the queue is none.
     pub(crate) fn add_archive(&self, archive: &Archive) -> Result<Arc<RealDir>, RoleError> {
-        self.sendto.remove_dir(archive.name.as_str())?;
         let queue = self.queue_dir(&archive.name)?;
         self.store_archive(archive)?;
         Ok(queue)
     }
 
-    /// The record goes first: an archive that is on the list has all of its queue.
+    /// The queue gets out of the way, the record goes, then the queue: until the record is gone
+    /// nothing has happened.
     pub(crate) fn delete_archive(&self, name: &ServerId) -> Result<(), RoleError> {
-        self.record(&Archive::record_name(name)).remove()?;
-        Ok(self.sendto.remove_dir(name.as_str())?)
+        let doomed = format!("{name}{TMP_SUFFIX}");
+        self.sendto.commit_dir(name.as_str(), &doomed)?;
+        if let Err(error) = self.record(&Archive::record_name(name)).remove() {
+            self.sendto.commit_dir(&doomed, name.as_str())?;
+            return Err(error.into());
+        }
+        Ok(self.sendto.remove_tmp_dirs()?)
+    }
+
+    /// Deletions that were cut short: those whose record is there did not happen.
+    fn settle_deletions(&self) -> Result<(), RoleError> {
+        let list = |e| RoleError::io("list", self.sendto.path(), e);
+        for name in self.sendto.names().map_err(list)? {
+            let Some(archive) = name.strip_suffix(TMP_SUFFIX) else { continue };
+            if self.root.read(&format!("{archive}{RECORD_SUFFIX}"))?.is_some() {
+                self.sendto.commit_dir(&name, archive)?;
+            }
+        }
+        Ok(self.sendto.remove_tmp_dirs()?)
     }
 
     pub(crate) fn queue_dir(&self, name: &ServerId) -> Result<Arc<RealDir>, RoleError> {
         Ok(Arc::new(RealDir::create(self.sendto.path().join(name.as_str()))?))
     }
 
-    /// All entries of the list. Queues without an entry are what a deletion left; they go.
+    /// All entries of the list.
     pub(crate) fn archives(&self) -> Result<Vec<Archive>, RoleError> {
         let mut archives = Vec::new();
         for name in self.root.list()?.iter().filter(|n| n.ends_with(RECORD_SUFFIX)) {
@@ -177,12 +182,22 @@ impl VolumeDir {
         }
         for queue in self.sendto.list()? {
             if !archives.iter().any(|a| a.name.as_str() == queue) {
-                let dir = self.sendto.path().display();
-                tracing::warn!(queue, %dir, "removing the rest of a deleted queue");
-                self.sendto.remove_dir(&queue)?;
+                self.remove_unlisted(&queue)?;
             }
         }
         Ok(archives)
+    }
+
+    /// A queue without record: empty, its creation was cut short; else the record was lost, and
+    /// nothing may be sent as if this archive had never been.
+    fn remove_unlisted(&self, queue: &str) -> Result<(), RoleError> {
+        if RealDir::open(self.sendto.path().join(queue))?.list()?.is_empty() {
+            return Ok(self.sendto.remove_dir(queue)?);
+        }
+        let file = self.root.path().join(format!("{queue}{RECORD_SUFFIX}")).display().to_string();
+        Err(RoleError::damaged(format!("{file} is missing, but wdiffs wait for {queue}"))
+            .with_file(file)
+            .with_next_step("restore the file, or take the queue's directory away"))
     }
 }
 

@@ -96,7 +96,7 @@ pub async fn serve_on(
     let proxy = blocking::run(move || {
         // Volumes start tasks.
         let _runtime = runtime.enter();
-        Proxy::load(RealDir::create(base)?, env)
+        Proxy::load(RealDir::open_base(base, "proxy")?, env)
     });
     let proxy = Arc::new(proxy.await?);
     let senders = proxy.env().senders.clone();

@@ -34,9 +34,8 @@ impl Proxy {
             }
             match entry.parse::<VolumeName>() {
                 Ok(name) => {
-                    if let Some(volume) = Volume::load(&base, &name, &env) {
-                        volumes.insert(name, volume);
-                    }
+                    let volume = Volume::load(&base, &name, &env);
+                    volumes.insert(name, volume);
                 }
                 Err(error) => tracing::warn!(%error, "a directory that is none of ours"),
             }

@@ -85,26 +85,19 @@ impl Volume {
         Ok(volume)
     }
 
-    /// The volume as it was left; `None` for a creation that was cut short. One that cannot be read
-    /// is there all the same, stopped, with the reason: others must not suffer from it.
-    pub(crate) fn load(base: &RealDir, name: &VolumeName, env: &Arc<Env>) -> Option<Arc<Self>> {
-        match Self::try_load(base, name, env) {
-            Ok(volume) => volume,
-            Err(error) => {
-                let error = error.full_message();
-                tracing::error!(volume = %name, error, "the volume cannot be used");
-                let facts = Facts { error, ..Facts::default() };
-                Some(Self::assemble(name, None, State::Stopped, facts, env))
-            }
-        }
+    /// The volume as it was left. One that cannot be read is there all the same, stopped, with the
+    /// reason: others must not suffer from it.
+    pub(crate) fn load(base: &RealDir, name: &VolumeName, env: &Arc<Env>) -> Arc<Self> {
+        Self::try_load(base, name, env).unwrap_or_else(|error| {
+            let error = error.full_message();
+            tracing::error!(volume = %name, error, "the volume cannot be used");
+            let facts = Facts { error, ..Facts::default() };
+            Self::assemble(name, None, State::Stopped, facts, env)
+        })
     }
 
-    fn try_load(
-        base: &RealDir,
-        name: &VolumeName,
-        env: &Arc<Env>,
-    ) -> Result<Option<Arc<Self>>, RoleError> {
-        let Some((dir, stored)) = VolumeDir::open(base, name)? else { return Ok(None) };
+    fn try_load(base: &RealDir, name: &VolumeName, env: &Arc<Env>) -> Result<Arc<Self>, RoleError> {
+        let (dir, stored) = VolumeDir::open(base, name)?;
         let mut queues = Vec::new();
         for archive in dir.archives()? {
             let queue = Queue::new(archive.clone(), dir.queue_dir(&archive.name)?, &env.limits);
@@ -116,7 +109,7 @@ impl Volume {
         let facts = Facts { stored, ..Facts::default() };
         let volume = Self::assemble(name, Some(dir), state, facts, env);
         queues.into_iter().for_each(|queue| volume.add_queue(queue));
-        Ok(Some(volume))
+        Ok(volume)
     }
 
     fn assemble(

@@ -220,7 +220,7 @@ async fn archive_info_is_added_changed_and_deleted_and_mistakes_change_nothing()
     assert_eq!(reason(client().add_archive(put(odd)).await), Reason::BadRequest);
     assert_eq!(reason(client().update_archive(put(info("a0", &a0))).await), Reason::UnknownVolume);
     assert_eq!(proxy.state().await, "Clear", "a refused first archive makes no volume");
-    assert!(names(&place.base()).is_empty());
+    assert!(place.volumes().is_empty());
     proxy.add("a0", &a0).await.unwrap();
     assert_eq!(proxy.state().await, "Stopped");
     // An existing name: refused, and the stored entry is as before, also after a restart.
@@ -252,6 +252,6 @@ async fn archive_info_is_added_changed_and_deleted_and_mistakes_change_nothing()
     assert_eq!(queues.len(), 1);
     proxy.client.clone().delete_archive(named("a1")).await.unwrap();
     assert_eq!(proxy.state().await, "Clear", "the last one takes the volume with it");
-    assert!(names(&place.base()).is_empty());
+    assert!(place.volumes().is_empty());
     proxy.kill().await;
 }

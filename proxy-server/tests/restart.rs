@@ -13,7 +13,10 @@ use common::archive::{Archive, Order};
 use common::log::Device;
 use common::{Place, Proxy, names, started, until};
 use proto::v1::{Empty, StopMode, VolumeRef};
+use proxy_server::serve_on;
 use server_kit::error::Reason;
+use server_kit::net::{Listener, RealConnector};
+use server_kit::shutdown::Shutdown;
 use std::fs;
 
 #[tokio::test]
@@ -170,23 +173,70 @@ async fn what_is_half_made_or_half_deleted_goes_at_start() {
     proxy.send(device.write(&ios).messages()).await.unwrap();
     proxy.kill().await;
     let base = place.base();
-    // A volume whose creation was cut short, one whose deletion was, an archive of each kind.
-    fs::create_dir_all(base.join("half/sendto/a0")).unwrap();
-    fs::create_dir_all(base.join("gone.tmp/sendto/a0")).unwrap();
-    fs::create_dir_all(place.queue_dir("deleted")).unwrap();
-    fs::write(place.queue_dir("deleted").join("x.wdiff"), b"x").unwrap();
-    fs::create_dir_all(place.queue_dir("deleted2.tmp")).unwrap();
+    // Volumes whose creation or deletion was cut short, and archives.
+    fs::create_dir_all(base.join("half.tmp/sendto/a0")).unwrap();
+    fs::create_dir_all(place.queue_dir("half")).unwrap();
+    fs::create_dir_all(place.queue_dir("deleted.tmp")).unwrap();
+    fs::write(place.queue_dir("deleted.tmp").join("x.wdiff"), b"x").unwrap();
     fs::write(place.volume_dir().join("received/9-9.tmp"), b"x").unwrap();
     fs::write(place.queue_dir("a0").join("none-of-ours"), b"x").unwrap();
     let proxy = Proxy::start(&place).await;
     let list = proxy.client.clone().list(Empty {}).await.unwrap().into_inner().volumes;
     assert_eq!(list.len(), 1);
     assert_eq!(proxy.queue("a0").await.wdiffs, 1);
-    assert_eq!(names(&base), ["v0"]);
+    assert_eq!(place.volumes(), ["v0"]);
     assert_eq!(names(&place.volume_dir().join("sendto")), ["a0"]);
     assert!(names(&place.volume_dir().join("received")).is_empty());
     assert!(place.staged("a0").contains(&"none-of-ours".to_owned()));
     proxy.kill().await;
+}
+
+#[tokio::test]
+async fn a_deletion_that_was_cut_short_before_its_record_went_did_not_happen() {
+    let place = Place::new();
+    let proxy = Proxy::start(&place).await;
+    started(&place, &proxy).await;
+    let mut device = Device::new();
+    let ios = device.random_ios(10, 64);
+    proxy.send(device.write(&ios).messages()).await.unwrap();
+    proxy.kill().await;
+    let moved = std::process::Command::new("mv")
+        .args([place.queue_dir("a0"), place.queue_dir("a0.tmp")])
+        .status();
+    assert!(moved.unwrap().success());
+    let proxy = Proxy::start(&place).await;
+    assert_eq!(proxy.queue("a0").await.wdiffs, 1);
+    proxy.kill().await;
+}
+
+#[tokio::test]
+async fn a_queue_whose_record_is_lost_is_told_and_not_thrown_away() {
+    let place = Place::new();
+    let proxy = Proxy::start(&place).await;
+    started(&place, &proxy).await;
+    let mut device = Device::new();
+    let ios = device.random_ios(10, 64);
+    proxy.send(device.write(&ios).messages()).await.unwrap();
+    proxy.kill().await;
+    fs::remove_file(place.volume_dir().join("a0.archive")).unwrap();
+    let proxy = Proxy::start(&place).await;
+    let volume = proxy.volume().await;
+    assert!(volume.error.contains("a0.archive is missing"), "{}", volume.error);
+    assert_eq!(place.staged("a0").len(), 1);
+    proxy.kill().await;
+}
+
+#[tokio::test]
+async fn a_base_directory_that_is_somebody_elses_is_refused_and_not_touched() {
+    let place = Place::new();
+    fs::create_dir_all(place.base().join("alice/documents")).unwrap();
+    fs::create_dir_all(place.base().join("bob.tmp")).unwrap();
+    let listener = Listener::bind(&place.socket("p0"), false).await.unwrap();
+    let connector = std::sync::Arc::new(RealConnector);
+    let served = serve_on(listener, &place.settings(), connector, Shutdown::new()).await;
+    assert_eq!(served.unwrap_err().reason(), Reason::WrongPeer);
+    assert_eq!(names(&place.base()), ["alice", "bob.tmp"]);
+    assert_eq!(names(&place.base().join("alice")), ["documents"]);
 }
 
 #[tokio::test]
@@ -222,7 +272,7 @@ async fn a_damaged_state_file_is_named_and_other_volumes_go_on() {
         proxy.send(piece.messages()).await.unwrap();
         let clear = VolumeRef { volume: "v0".into() };
         proxy.client.clone().clear(clear).await.unwrap();
-        assert_eq!(names(&place.base()), ["v1"]);
+        assert_eq!(place.volumes(), ["v1"]);
         proxy.kill().await;
     }
 }

@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+mod base;
 mod state_file;
+pub use base::ROLE_FILE;
 pub use state_file::StateFile;
 
 /// How the names of half-made files end.
@@ -41,6 +43,14 @@ pub enum DurableError {
         file: PathBuf,
         /// Which check it fails.
         why: String,
+    },
+    /// A base directory that is not this role's.
+    #[error("{} belongs to {owner}; give this role a directory of its own", dir.display())]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        owner: String,
     },
     /// Not the name of a file inside a directory.
     #[error("{name:?} cannot be the name of a file in {}", dir.display())]
@@ -351,6 +361,16 @@ impl RealDir {
         self.sync().map_err(|e| failed("sync", &self.path, e))?;
         let doomed = self.path.join(doomed);
         fs::remove_dir_all(&doomed).map_err(|e| failed("remove", doomed, e))?;
+        self.sync().map_err(|e| failed("sync", &self.path, e))
+    }
+
+    /// The directory `tmp`, complete and synced inside, takes the name `name`, durable.
+    ///
+    /// # Errors
+    /// [`DurableError::Io`], also when something has the name.
+    pub fn commit_dir(&self, tmp: &str, name: &str) -> Result<(), DurableError> {
+        let path = self.path.join(checked(&self.path, name)?);
+        self.rename(tmp, name).map_err(|e| failed("rename to", path, e))?;
         self.sync().map_err(|e| failed("sync", &self.path, e))
     }
 

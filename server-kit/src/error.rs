@@ -299,6 +299,10 @@ impl From<DurableError> for RoleError {
                 let file = file.display().to_string();
                 Self::damaged(error.to_string()).with_file(file)
             }
+            DurableError::Foreign { ref dir, .. } => {
+                let file = dir.display().to_string();
+                Self::wrong_peer(error.to_string()).with_file(file)
+            }
             DurableError::BadName { .. } => Self::bad_request(error.to_string()),
         }
     }

@@ -66,6 +66,12 @@ impl Place {
     pub(crate) fn socket(&self, name: &str) -> Endpoint {
         Endpoint::Unix(self.0.path().join(name))
     }
+    /// Names of the volumes on disk, sorted.
+    pub(crate) fn volumes(&self) -> Vec<String> {
+        let mut volumes = names(&self.base());
+        volumes.retain(|name| name != server_kit::durable::ROLE_FILE);
+        volumes
+    }
     /// Names of the staged wdiffs for an archive, sorted.
     pub(crate) fn staged(&self, archive: &str) -> Vec<String> {
         names(&self.queue_dir(archive))
