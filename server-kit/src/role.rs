@@ -36,7 +36,7 @@ impl RoleServer {
     /// `Io` when the transport fails.
     pub async fn run(self, routes: Routes) -> Result<(), RoleError> {
         let Self { role, id, listener, operations, shutdown } = self;
-        let name = role.as_str_name();
+        let name = role.as_str_name().trim_start_matches("ROLE_").to_lowercase();
         tracing::info!(role = name, %id, at = %listener.endpoint(), "serving");
         let host = HostService::server(role, id.clone(), operations.clone(), shutdown.clone());
         shutdown::ready();

@@ -22,6 +22,8 @@ const DEFAULT_VOLUME_BYTES: u64 = 1 << 30;
 const DEFAULT_LOG_BYTES: u64 = 512 << 20;
 /// Pause between two looks at whether the roles answer.
 const POLL: Duration = Duration::from_millis(50);
+/// Pause before a volume that could not be backed up is tried again.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// Arguments of `walb up`.
 #[derive(Debug, Args)]
@@ -110,10 +112,12 @@ fn sparse_volume(place: &Place) -> anyhow::Result<VolumeSpec> {
 
 /// Waits for the roles, then brings every volume under continuous backup; problems are said.
 async fn protect_all(ctl: Controller, place: Place, volumes: Vec<VolumeSpec>) {
-    while look::alive(&ctl).await.iter().any(|server| server.problem.is_some()) {
+    let device = async || tokio::net::UnixStream::connect(place.control()).await.is_ok();
+    let others = async || look::alive(&ctl).await.iter().all(|server| server.problem.is_none());
+    while !(device().await && others().await) {
         tokio::time::sleep(POLL).await;
     }
-    for volume in volumes {
+    for volume in &volumes {
         let name = volume.name.as_str();
         tracing::info!(
             "volume {name}: attach it with `nbdfuse MOUNTPOINT '{uri}'`, `qemu-img info '{uri}'`, \
@@ -121,11 +125,19 @@ async fn protect_all(ctl: Controller, place: Place, volumes: Vec<VolumeSpec>) {
             uri = place.nbd_uri(name),
             socket = place.nbd_socket().display(),
         );
-        if let Err(error) = protect(&ctl, &place, name).await {
-            tracing::error!("volume {name} is not backed up: {error:#}");
-        }
     }
     tracing::info!("look at it with `walbc --config {} status`", place.group_file().display());
+    futures::future::join_all(volumes.iter().map(|volume| protect_at_last(&ctl, &place, volume)))
+        .await;
+}
+
+/// Tries until the volume is backed up: what is in the way may pass, a full disk for instance.
+async fn protect_at_last(ctl: &Controller, place: &Place, volume: &VolumeSpec) {
+    let name = volume.name.as_str();
+    while let Err(error) = protect(ctl, place, name).await {
+        tracing::error!("volume {name} is not backed up yet, trying again: {error:#}");
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 /// Initialises a volume at the storage role and takes its full backup, as far as not yet done.

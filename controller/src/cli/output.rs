@@ -59,6 +59,9 @@ impl Report {
         rows.into_iter().for_each(|row| {
             table.add_row(row);
         });
+        table.column_iter_mut().for_each(|column| {
+            column.set_padding((0, 2));
+        });
         Self { text: table.trim_fmt(), json }
     }
 }

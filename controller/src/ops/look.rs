@@ -45,7 +45,7 @@ pub async fn alive(ctl: &Controller) -> Vec<Alive> {
         let answer = run::info(ctl, server).await;
         let problem = match &answer {
             Ok(info) if info.role() != expected(server.role) || info.id != server.name => {
-                Some(format!("{} {:?} answers at this address", info.role().as_str_name(), info.id))
+                Some(format!("{:?} {:?} answers at this address", info.role(), info.id))
             }
             Ok(_) => None,
             Err(error) => Some(error.to_string()),
