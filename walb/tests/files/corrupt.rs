@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use tempfile::tempdir;
+use wlog_format::checksum::checksum;
+use wlog_format::units::Salt;
 
-use crate::golden::{entries, place, place_image, sha256, sha256_file};
+use crate::golden::{entries, entry, load, place, place_image, sha256, sha256_file};
 use crate::walb;
 
 const ZERO16: &str = "080acf35a507ac9849cfcba47dc2ad83e01b75663a516279c8b9d243b719643e";
@@ -84,6 +86,35 @@ fn a_damaged_log_device_is_answered_as_demanded() {
         walb!["ldev", "redo", &ldev, &image, "--zero-discard"].ok();
         let hash = damaged["expect"]["log"]["redo_zero16+z"].as_str().unwrap();
         assert_eq!(sha256_file(&image), hash, "{id}");
+    }
+}
+
+/// Values of fields that a checksum does not forbid.
+const EXTREMES: [u64; 8] = [0, 1, 7, 4086, 1 << 31, (1 << 32) - 1, u64::MAX - 1, u64::MAX];
+
+#[test]
+fn no_super_sector_makes_a_command_crash() {
+    let dir = tempdir().unwrap();
+    let (ldev, image) = (dir.path().join("ldev"), dir.path().join("image"));
+    let sound = load(entry("l512-small"));
+    place_image("zero16", &image);
+    // metadata_size, salt, ring_buffer_size, oldest_lsid, written_lsid, both, device_size
+    let fields = [(16, 4), (20, 4), (72, 8), (80, 8), (88, 8), (80, 16), (96, 8)];
+    for (offset, len) in fields {
+        for value in EXTREMES {
+            let mut bytes = sound.clone();
+            let block = &mut bytes[4096..4608];
+            let twice = [value.to_le_bytes(), value.to_le_bytes()].concat();
+            block[offset..offset + len].copy_from_slice(&twice[..len]);
+            block[4..8].fill(0);
+            let sum = checksum(block, Salt(0));
+            block[4..8].copy_from_slice(&sum.to_le_bytes());
+            std::fs::write(&ldev, bytes).unwrap();
+            for command in ["info", "show", "verify", "cat"] {
+                walb!["ldev", command, &ldev];
+            }
+            walb!["ldev", "redo", &ldev, &image];
+        }
     }
 }
 

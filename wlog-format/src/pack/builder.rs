@@ -107,6 +107,7 @@ impl PackBuilder {
     }
 
     fn padding_len(&self, blocks: Pb) -> Option<u32> {
+        self.header.lsid.checked_add(Pb(1) + MAX_PACK)?;
         let len = Lb(blocks.0.checked_mul(self.header.block_size.logical_blocks())?);
         (len <= MAX_WRITE).then(|| u32::try_from(len.0).ok()).flatten()
     }

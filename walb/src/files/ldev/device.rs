@@ -112,6 +112,7 @@ impl LogDevice {
     /// Blocks in `span` from `end` on that could be taken for headers of a log of this salt.
     pub(super) fn stale_headers(&self, end: Lsid, span: Pb) -> anyhow::Result<Vec<Lsid>> {
         let block_size = self.ring.block_size();
+        let span = span.min(Lsid::MAX.distance_from(end));
         let mut found = Vec::new();
         for segment in self.ring.segments(end, span) {
             let chunk = Pb(CHUNK_BYTES / u64::from(block_size.bytes()));
@@ -185,10 +186,11 @@ impl PackReader<'_> {
         let wanted = (self.decoder.missing_bytes() as u64).max(CHUNK_BYTES);
         let blocks = Pb(wanted.div_ceil(u64::from(ring.block_size().bytes())));
         let segment = ring.segments(self.read_to, blocks).next();
-        let segment = segment.context("the log has used up all lsids")?;
+        let next = segment.and_then(|s| Some((s, s.lsid.checked_add(s.blocks)?)));
+        let (segment, read_to) = next.context("the log has used up all lsids")?;
         let bytes = self.device.read(segment)?;
         self.decoder.push(bytes.into());
-        self.read_to = self.read_to + segment.blocks;
+        self.read_to = read_to;
         Ok(())
     }
 }
