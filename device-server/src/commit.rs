@@ -194,7 +194,7 @@ fn complete(core: &Core, ended: Ended) {
         let first = state.flush.since.is_none();
         state.flush.since.get_or_insert_with(Instant::now);
         let much = state.log.ring.block_size().bytes_of(unflushed) >= FLUSH_AT_BYTES;
-        first || much || state.flush.urgent
+        first || much || state.flush.urgent || state.flush.writers_waiting > 0
     };
     if hurry {
         core.flush_bell.notify_one();

@@ -58,6 +58,8 @@ pub(crate) struct LoggedPack {
 pub(crate) struct FlushState {
     /// Somebody waits, or much is unflushed: do not wait for the interval.
     pub(crate) urgent: bool,
+    /// Writers that wait for memory: what is unflushed keeps it from them.
+    pub(crate) writers_waiting: usize,
     /// When the first write completed that no flush covers yet.
     pub(crate) since: Option<Instant>,
     /// Who waits for which position to be permanent, in order.
@@ -219,9 +221,40 @@ impl Core {
         self.publish();
     }
 
+    /// Waits for room for so many sectors of pending data.
+    pub(crate) async fn reserve(&self, sectors: u32) -> Result<OwnedSemaphorePermit, VolumeError> {
+        if let Ok(room) = Arc::clone(&self.memory).try_acquire_many_owned(sectors) {
+            return Ok(room);
+        }
+        let _waiting = WaitingWriter::new(self);
+        self.flush_bell.notify_one();
+        tokio::select! {
+            room = Arc::clone(&self.memory).acquire_many_owned(sectors) => {
+                room.map_err(|_| VolumeError::Stopping)
+            }
+            refusal = self.wait_until(|state| state.check_alive().err()) => Err(refusal),
+        }
+    }
+
     /// Asks for a flush of the log now, because somebody waits for it.
     pub(crate) fn hurry_flush(&self) {
         self.state.lock().flush.urgent = true;
         self.flush_bell.notify_one();
+    }
+}
+
+/// Counts a writer that waits for memory, as long as it does.
+struct WaitingWriter<'a>(&'a Core);
+
+impl<'a> WaitingWriter<'a> {
+    fn new(core: &'a Core) -> Self {
+        core.state.lock().flush.writers_waiting += 1;
+        Self(core)
+    }
+}
+
+impl Drop for WaitingWriter<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().flush.writers_waiting -= 1;
     }
 }

@@ -35,7 +35,8 @@ fn next_flush(core: &Core, state: &State) -> Due {
         return Due::Idle;
     }
     let unflushed = positions.completed.distance_from(positions.permanent);
-    if state.flush.urgent || state.log.ring.block_size().bytes_of(unflushed) >= FLUSH_AT_BYTES {
+    let waited_for = state.flush.urgent || state.flush.writers_waiting > 0;
+    if waited_for || state.log.ring.block_size().bytes_of(unflushed) >= FLUSH_AT_BYTES {
         return Due::Now;
     }
     state.flush.since.map_or(Due::Now, |since| Due::At(since + core.options.log_flush_interval))

@@ -283,13 +283,7 @@ impl Volume {
             Body::Discard => 1,
         };
         let sectors = u32::try_from(sectors).unwrap_or(u32::MAX);
-        let memory = Arc::clone(&self.core.memory).acquire_many_owned(sectors);
-        let memory = tokio::select! {
-            memory = memory => memory.map_err(|_| VolumeError::Stopping)?,
-            refusal = self.core.wait_until(|state| state.check_alive().err()) => {
-                return Err(refusal);
-            }
-        };
+        let memory = self.core.reserve(sectors).await?;
         let (answer, answered) = oneshot::channel();
         let request = Request { address, blocks, body, fua, memory, answer };
         self.requests.send(request).map_err(|_| VolumeError::Stopping)?;

@@ -121,7 +121,7 @@ async fn writes_go_on_across_resets() {
     }
 }
 
-/// A client that vanishes must not leave a super block half-way: neither on the device nor in memory.
+/// A client that vanishes must leave no super block half-way, on the device or in memory.
 #[tokio::test]
 async fn a_reset_whose_caller_goes_away_is_done_to_the_end() {
     let bench = usual().await;
@@ -241,6 +241,28 @@ async fn an_existing_data_device_is_adopted() {
     bench.volume.close().await.unwrap();
     let expected = [&content[..512], &payload(10, 1, 3), &content[2048..]].concat();
     assert_eq!(bench.data.image(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_volume_costs_nothing() {
+    let options = device_server::VolumeOptions::default();
+    let bench = bench(400 << 10, 1 << 20, options).await;
+    bench.volume.write(0, payload(1, 0, 8), false).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let positions = bench.volume.status().positions;
+    assert_eq!(
+        positions.prev_written, positions.latest,
+        "flushed, written, checkpointed by itself"
+    );
+    let io = || {
+        let of = |disk: &block_io::sim::SimDisk| {
+            [Operation::Read, Operation::Write, Operation::Flush].map(|kind| disk.calls(kind))
+        };
+        (of(&bench.log), of(&bench.data))
+    };
+    let before = io();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(io(), before);
 }
 
 struct Service {

@@ -249,7 +249,7 @@ async fn pending_memory_is_bounded() {
     let gate = Gate::new();
     bench.data.inject(Operation::Write, When::From(0), Fault::Hang(gate.clone()));
     let volume = Arc::clone(&bench.volume);
-    let write = tokio::spawn(async move { volume.write(0, payload(1, 0, 32768), true).await });
+    let write = tokio::spawn(async move { volume.write(0, payload(1, 0, 32768), false).await });
     let mut status = bench.volume.watch();
     let limit = device_server::MIN_PENDING_BYTES;
     status.wait_for(|s| s.pending_bytes == limit || s.failure.is_some()).await.unwrap();
