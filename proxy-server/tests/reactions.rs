@@ -15,7 +15,7 @@ use proto::v1::WdiffResult;
 use server_kit::units::Span;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
-use wlog_format::units::LogUuid;
+use wlog_format::units::{BlockSize, LogUuid};
 
 #[tokio::test]
 async fn what_was_written_arrives_at_once_and_leaves_the_proxy() {
@@ -36,6 +36,24 @@ async fn what_was_written_arrives_at_once_and_leaves_the_proxy() {
     assert_eq!((start.size_lb, start.log_uuid.to_vec()), (4096, vec![7; 16]));
     let queue = proxy.queue("a0").await;
     assert!(queue.last_sent_s > 0 && queue.error.is_empty() && !queue.send_error, "{queue:?}");
+    proxy.kill().await;
+}
+
+#[tokio::test]
+async fn logs_of_large_blocks_and_empty_logs_arrive_too() {
+    let place = Place::new();
+    let (archive, proxy) = (Archive::start(&place.socket("a0")).await, Proxy::start(&place).await);
+    started(&place, &proxy).await;
+    let mut device = Device::new();
+    device.block = BlockSize::B4096;
+    let mut ios = device.random_ios(20, 64);
+    ios.push((100, vec![0; 8192]));
+    proxy.send(device.write(&ios).messages()).await.unwrap();
+    // A snapshot without a write since the last one.
+    proxy.send(device.write_as(&[], false).messages()).await.unwrap();
+    proxy.empty("a0").await;
+    assert!(archive.image() == device.image);
+    assert_eq!(archive.stored().last().unwrap().diff.end().to_string(), "|2|");
     proxy.kill().await;
 }
 

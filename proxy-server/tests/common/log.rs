@@ -21,6 +21,7 @@ pub(crate) struct Device {
     pub(crate) gid: u64,
     pub(crate) lsid: u64,
     pub(crate) now: u64,
+    pub(crate) block: BlockSize,
     seed: u64,
 }
 
@@ -35,7 +36,8 @@ pub(crate) struct Piece {
 impl Device {
     pub(crate) fn new() -> Self {
         let image = vec![0; (SIZE_LB * 512) as usize];
-        Self { uuid: LogUuid([7; 16]), image, gid: 0, lsid: 0, now: 1_700_000_000, seed: 1 }
+        let (uuid, block) = (LogUuid([7; 16]), BlockSize::B512);
+        Self { uuid, image, gid: 0, lsid: 0, now: 1_700_000_000, block, seed: 1 }
     }
 
     fn random(&mut self) -> u64 {
@@ -79,7 +81,7 @@ impl Device {
             volume: super::VOLUME.into(),
             storage_id: "s0".into(),
             log_uuid: Bytes::copy_from_slice(&self.uuid.0),
-            physical_block_bytes: 512,
+            physical_block_bytes: self.block.bytes(),
             salt: SALT.0,
             device_size_lb: SIZE_LB,
             begin_lsid: begin,
@@ -89,7 +91,7 @@ impl Device {
     }
 
     fn pack(&mut self, ios: &[Io]) -> Vec<u8> {
-        let ring = Ring::new(BlockSize::B512, Pb(100), Pb(1 << 30)).unwrap();
+        let ring = Ring::new(self.block, Pb(100), Pb(1 << 30)).unwrap();
         let mut builder = PackBuilder::new(Lsid(self.lsid), ring, SALT, Pb(60_000));
         let mut payload = Vec::new();
         for (address, data) in ios {
@@ -97,6 +99,8 @@ impl Device {
             let added = builder.try_add_write(Lb(*address), Lb(blocks), checksum(data, SALT));
             assert!(matches!(added, Add::Added(_)));
             payload.extend_from_slice(data);
+            // What lies behind the data in its last block has no meaning.
+            payload.resize(payload.len().next_multiple_of(self.block.as_usize()), 0xee);
             let at = (*address * 512) as usize;
             self.image[at..at + data.len()].copy_from_slice(data);
         }
