@@ -1,5 +1,5 @@
 //! A wlog becomes an indexed wdiff while it arrives (semantics.md §4.4), on a thread that may
-//! block: packs are verified, records are compressed in parallel and appended, the index comes last.
+//! block: packs are verified, records are compressed in parallel and appended, the index is last.
 //!
 //! Invariants: nothing of a pack is used before its checksums were verified (I8); never more than
 //! one pack and a few chunks in memory; a stream that breaks off makes no wdiff.

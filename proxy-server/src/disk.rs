@@ -3,7 +3,7 @@
 //! | item | content |
 //! |---|---|
 //! | `state` | whether it was started, and the largest device size seen |
-//! | `ARCHIVE.archive` | archive-info; an archive is on the list exactly while its record is there |
+//! | `ARCHIVE.archive` | archive-info; an archive is on the list while its record is there |
 //! | `received/` | half-made wdiffs only |
 //! | `sendto/ARCHIVE/` | links to the wdiffs that this archive has not acknowledged |
 //!

@@ -1,4 +1,4 @@
-//! Real sockets: addresses, the Host service, operations, errors and shutdown as a client sees them.
+//! Real sockets: addresses, the Host service, operations, errors, shutdown as a client sees them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

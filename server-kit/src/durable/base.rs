@@ -1,5 +1,5 @@
 //! The base directory of a role. What a role finds half-made there it removes, so it must be sure
-//! that the directory is its own: a slip of the hand (`--base /home`) must not cost anybody's files.
+//! that the directory is its own: a slip (`--base /home`) must not cost anybody's files.
 //!
 //! Invariant: a base directory carries the name of its role; one that has directories in it and
 //! carries none, or another role's, is refused and not touched.
