@@ -14,6 +14,7 @@ use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
 use server_kit::operations::{OperationHandle, Outcome};
 use server_kit::retry::Backoff;
+use server_kit::state_machine::StopFlag;
 use std::sync::Arc;
 use std::time::Duration;
 use wdiff_format::gid::{BaseState, Diff, Gid, walk};
@@ -87,6 +88,10 @@ pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
                 () = tokio::time::sleep(backoff.next_delay()) => {}
                 () = handle.cancelled() => return Err(error),
                 () = archive.ending.cancelled() => return Err(error),
+                // Whoever stops the volume need not wait for space; a start goes on with it.
+                () = volume.cell.wait_until(|v| v.stop != StopFlag::NotStopping) => {
+                    return Err(error);
+                }
                 () = job.token.cancelled() => return Err(error),
             }
         }

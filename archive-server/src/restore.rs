@@ -80,12 +80,7 @@ fn begin(
     let (archive, volume) = (archive.clone(), volume.clone());
     let name = volume.name.clone();
     archive.operations.clone().start(RESTORE, name, |handle| async move {
-        let done = run(&archive, &volume, &request, &job, &handle).await;
-        match &done {
-            Ok(_) => volume.clear_fault(RESTORE),
-            Err(error) => volume.set_fault(RESTORE, error),
-        }
-        done
+        run(&archive, &volume, &request, &job, &handle).await
     })
 }
 
@@ -187,6 +182,7 @@ async fn run(
         // Planned again: an apply may have ended since.
         let plan = plan(volume, request)?;
         let done = make(archive, volume, &plan, job, handle, gate).await;
+        volume.note_restore(plan.gid, &done);
         release(volume, plan, done.is_err()).await;
         done
     };

@@ -39,6 +39,8 @@ pub(crate) struct Catalogue {
     pub(crate) last_received_s: u64,
     /// What is wrong now, by who found it.
     pub(crate) faults: BTreeMap<&'static str, String>,
+    /// The first snapshot that a restore found to be harmed, and how.
+    pub(crate) harmed: Option<(Gid, String)>,
 }
 
 impl Catalogue {
@@ -46,7 +48,7 @@ impl Catalogue {
     pub(crate) fn new(record: Record, base: BaseState) -> Self {
         let latest = (base.snapshot(), base.timestamp);
         let (diffs, faults) = (DiffSet::new(), BTreeMap::new());
-        Self { record, base, diffs, latest, last_received_s: 0, faults }
+        Self { record, base, diffs, latest, last_received_s: 0, faults, harmed: None }
     }
 }
 
@@ -184,9 +186,26 @@ impl Volume {
         self.with(|c| c.faults.remove(finder));
     }
 
+    /// A restore of `gid` ended: damage that it met harms all later snapshots too, and is over when
+    /// one of those can be made. Other failures are the operation's and not the volume's.
+    pub(crate) fn note_restore<T>(&self, gid: Gid, done: &Result<T, RoleError>) {
+        self.with(|c| match done {
+            Ok(_) if c.harmed.as_ref().is_some_and(|(first, _)| *first <= gid) => c.harmed = None,
+            Err(error) if error.reason() == Reason::Damaged => {
+                if c.harmed.as_ref().is_none_or(|(first, _)| gid < *first) {
+                    c.harmed = Some((gid, error.full_message()));
+                }
+            }
+            _ => {}
+        });
+    }
+
     /// All that is wrong, as one line.
     pub(crate) fn fault_text(&self) -> String {
-        self.with(|c| c.faults.values().cloned().collect::<Vec<_>>().join("; "))
+        self.with(|c| {
+            let harmed = c.harmed.iter().map(|(_, text)| text);
+            c.faults.values().chain(harmed).cloned().collect::<Vec<_>>().join("; ")
+        })
     }
 
     /// The latest snapshot as a message.

@@ -138,6 +138,23 @@ async fn an_apply_that_fails_for_want_of_space_goes_on_by_itself() {
     same(&client.restored(3).await, &device.history[3], "after the disk had space again");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_does_not_wait_for_space_and_a_start_goes_on_with_the_apply() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), device(3));
+    let (images, left) = limited(Then::Fail(28));
+    let archive = Archive::with(&dir, common::settings(), images);
+    let mut client = filled(&archive, &device).await;
+    left.store(5, Ordering::SeqCst);
+    client.apply(3).await.unwrap();
+    let stop = proto::v1::StopRequest { volume: VOLUME.into(), mode: 0 };
+    tokio::time::timeout(common::LIMIT, client.archive.stop(stop)).await.unwrap().unwrap();
+    assert_eq!(client.get().await.state, "Stopped");
+    left.store(i64::MAX, Ordering::SeqCst);
+    client.archive.start(volume()).await.unwrap();
+    until_base(&client, 3).await;
+    same(&client.restored(3).await, &device.history[3], "after stop and start");
+}
+
 /// A full backup whose messages are handed in one by one.
 fn slowly(
     client: &Client,
@@ -362,6 +379,8 @@ async fn a_damaged_or_missing_wdiff_is_named_and_harms_only_what_needs_it() {
         assert!(client.get().await.error.contains(name.as_str()));
         assert!(!archive.volume_dir().join(format!("restored/{gid}.img.tmp")).exists());
     }
+    same(&client.restored(1).await, &device.history[1], "an older one");
+    assert!(client.get().await.error.contains(name.as_str()), "the damage is still there");
     let applied = client.apply(4).await.unwrap();
     assert_eq!(applied.detail.unwrap().reason(), Reason::Damaged);
     std::fs::remove_file(&path).unwrap();
