@@ -189,14 +189,17 @@ impl Volume {
     /// A restore of `gid` ended: damage that it met harms all later snapshots too, and is over when
     /// one of those can be made. Other failures are the operation's and not the volume's.
     pub(crate) fn note_restore<T>(&self, gid: Gid, done: &Result<T, RoleError>) {
-        self.with(|c| match done {
-            Ok(_) if c.harmed.as_ref().is_some_and(|(first, _)| *first <= gid) => c.harmed = None,
-            Err(error) if error.reason() == Reason::Damaged => {
-                if c.harmed.as_ref().is_none_or(|(first, _)| gid < *first) {
+        self.with(|c| {
+            let first = c.harmed.as_ref().map(|(first, _)| *first);
+            match done {
+                Ok(_) if first.is_some_and(|first| first <= gid) => c.harmed = None,
+                Err(error)
+                    if error.reason() == Reason::Damaged && first.is_none_or(|f| gid < f) =>
+                {
                     c.harmed = Some((gid, error.full_message()));
                 }
+                _ => {}
             }
-            _ => {}
         });
     }
 
