@@ -56,6 +56,10 @@ impl WlogInput {
         WlogReader::new(input).with_context(|| self.what_failed())
     }
 
+    pub(crate) fn path(&self) -> std::path::Display<'_> {
+        self.path.display()
+    }
+
     /// The first half of an error message.
     pub(crate) fn what_failed(&self) -> String {
         format!("cannot read wlog {}", self.path.display())

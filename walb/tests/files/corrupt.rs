@@ -55,6 +55,19 @@ fn only_the_sound_part_of_a_damaged_wlog_reaches_the_image() {
     }
 }
 
+#[test]
+fn a_damaged_wlog_does_not_become_the_log_of_a_device() {
+    let dir = tempdir().unwrap();
+    let (wlog, ldev) = (dir.path().join("log.wlog"), dir.path().join("ldev"));
+    place(entry("l512-plain"), &ldev);
+    let before = walb!["ldev", "info", &ldev].ok();
+    for id in ["cw512-data-last", "cw512-trunc-noend", "cw512-pack-swapped", "cw512-head-salt"] {
+        place(entry(id), &wlog);
+        walb!["ldev", "restore", &ldev, &wlog].failed_on(&wlog);
+        assert_eq!(walb!["ldev", "info", &ldev].ok(), before, "{id}");
+    }
+}
+
 fn only_reading_commands_fail(ldev: &Path) {
     for command in ["info", "show", "verify", "cat"] {
         walb!["ldev", command, ldev].failed_on(ldev);

@@ -4,6 +4,7 @@
 //! one that would, packs of nothing but padding fill the ring up, as the original does at blocks of
 //! 512 bytes. (At 4096 it mixes up the units of the padding; here both are right.)
 
+use std::io::Read;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
@@ -11,7 +12,7 @@ use clap::Args;
 use serde::Serialize;
 use wlog_format::pack::{PackBuilder, PackHeader};
 use wlog_format::redo::stale_span;
-use wlog_format::stream::{Pack, WlogHeader};
+use wlog_format::stream::{Pack, WlogHeader, WlogReader};
 use wlog_format::units::{BlockSize, Lsid, Pb, Salt};
 
 use super::device::LogDevice;
@@ -47,26 +48,19 @@ struct Restored {
 }
 
 pub(super) fn run(args: &RestoreArgs) -> anyhow::Result<()> {
-    let mut reader = args.input.open()?;
+    let reader = args.input.open()?;
     let header = reader.header().clone();
     let mut device = LogDevice::open_to_write(&args.ldev)?;
     check_block_size(&device, header.block_size)?;
     let begin = header.begin.0.checked_add_signed(args.lsid_diff).map(Lsid);
-    let begin = begin.filter(|lsid| *lsid <= Lsid::MAX).with_context(|| no_lsid(args))?;
+    let begin = begin.filter(|lsid| *lsid <= Lsid::MAX).with_context(|| {
+        format!("--lsid-diff {} moves lsid {} out of all bounds", args.lsid_diff, header.begin)
+    })?;
     let mut ring = RingWriter { device: &device, salt: header.salt, begin, next: begin, padded: 0 };
-    let mut packs = 0;
-    loop {
-        while let Some(pack) = reader.next_pack().with_context(|| args.input.what_failed())? {
-            ring.restore(&pack).with_context(|| no_lsid(args))?;
-            packs += 1;
-        }
-        if !reader.next_wlog().with_context(|| args.input.what_failed())? {
-            break;
-        }
-        if reader.header().salt != header.salt || reader.header().block_size != header.block_size {
-            bail!("the wlogs in {:?} differ in salt or block size", args.input);
-        }
-    }
+    let packs = restore_all(reader, &mut ring).with_context(|| {
+        let (wlog, ldev) = (args.input.path(), args.ldev.display());
+        format!("cannot restore {wlog} to {ldev}, whose ring may be partly overwritten now")
+    })?;
     let (padding_packs, end) = (ring.padded, ring.next);
     take_over(&mut device, &header, begin, end)?;
     let done = Restored { packs, padding_packs, begin_lsid: begin.0, end_lsid: end.0 };
@@ -75,8 +69,25 @@ pub(super) fn run(args: &RestoreArgs) -> anyhow::Result<()> {
     })
 }
 
-fn no_lsid(args: &RestoreArgs) -> String {
-    format!("cannot restore {:?} with --lsid-diff {}", args.ldev, args.lsid_diff)
+/// Counts the packs of the wlog.
+fn restore_all<R: Read>(
+    mut reader: WlogReader<R>,
+    ring: &mut RingWriter<'_>,
+) -> anyhow::Result<u64> {
+    let mut packs = 0;
+    loop {
+        while let Some(pack) = reader.next_pack()? {
+            if pack.header.salt() != ring.salt {
+                bail!("the wlogs in a row differ in salt: restore them one by one");
+            }
+            ring.restore(&pack)?;
+            packs += 1;
+        }
+        if !reader.next_wlog()? {
+            return Ok(packs);
+        }
+        check_block_size(ring.device, reader.header().block_size)?;
+    }
 }
 
 fn check_block_size(device: &LogDevice, wlog: BlockSize) -> anyhow::Result<()> {
