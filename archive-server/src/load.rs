@@ -92,6 +92,7 @@ fn load(base: &Path, name: &VolumeName) -> Result<(State, Catalogue), RoleError>
         let mut waste = dir.list()?;
         waste.retain(|n| n.ends_with(name::SUFFIX));
         dir.remove_all(&waste)?;
+        dir.remove_dir(RESTORED_DIR)?;
         return Ok((state, catalogue));
     }
     dir.remove(PROGRESS_FILE)?;

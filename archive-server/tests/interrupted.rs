@@ -316,6 +316,28 @@ async fn a_restore_that_is_killed_leaves_nothing_wherever_it_went() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_that_was_killed_after_its_first_step_is_finished_at_start() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), device(2));
+    let archive = Archive::start(&dir);
+    let mut client = filled(&archive, &device).await;
+    client.restore_to(Point::Gid(1), "").await.unwrap();
+    client.archive.init(VolumeRef { volume: "fresh".into() }).await.unwrap();
+    archive.kill();
+    // The first step of a reset is the state file of a fresh volume.
+    let base = dir.path().join("a0");
+    std::fs::copy(base.join("fresh/state"), base.join("vol0/state")).unwrap();
+    let archive = Archive::start(&dir);
+    let mut client = archive.client();
+    let status = client.get().await;
+    assert_eq!((status.state.as_str(), status.error.as_str()), ("SyncReady", ""));
+    assert!(archive.files(".wdiff").is_empty());
+    let restored = client.archive.list_restored(volume()).await.unwrap().into_inner().restored;
+    assert!(restored.is_empty(), "{restored:?}");
+    client.full_sync(&device.history[2], 0).await.unwrap();
+    same(&client.restored(0).await, &device.history[2], "the next full backup");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_bad_volume_is_reported_and_the_others_serve() {
     let (dir, device) = (tempfile::tempdir().unwrap(), device(2));
     let archive = Archive::start(&dir);
