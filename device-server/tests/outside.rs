@@ -376,6 +376,9 @@ async fn what_cannot_be_served_is_said_clearly() {
     file(&data, 1 << 19);
     assert!(stderr_of_failure(dir.path()).contains("the data device has 524288"));
     file(&data, 1 << 20);
+    let open_to_all = ["--nbd".to_owned(), "tcp:0.0.0.0:0".to_owned()];
+    let output = command(dir.path(), &open_to_all).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("say --insecure"), "{output:?}");
     let held = File::options().read(true).write(true).open(&log).unwrap();
     held.try_lock().unwrap();
     assert!(stderr_of_failure(dir.path()).contains("is in use"));

@@ -38,6 +38,8 @@ struct Setup {
     log_bytes: usize,
     /// Releases logs as a storage role would; else the log overflows.
     release: bool,
+    /// Resets the log now and then, with writes waiting.
+    reset: bool,
 }
 
 fn options(setup: Setup) -> VolumeOptions {
@@ -84,6 +86,9 @@ async fn record(disks: &TracedDisks, setup: Setup, steps: &[Step]) {
         if setup.release && index % 5 == 0 {
             let released = volume.status().positions.prev_written;
             volume.set_oldest(released).await.unwrap();
+        }
+        if setup.reset && index % 20 == 19 {
+            volume.reset_log().await.unwrap();
         }
         while in_flight.len() >= IN_FLIGHT {
             acknowledged = acknowledged.max(next(&volume, setup, &mut in_flight).await);
@@ -200,10 +205,20 @@ fn cut_everywhere(setup: Setup, steps: u32) {
     });
 }
 
-const SMALL: Setup =
-    Setup { seed: 0, block_size: BlockSize::B512, log_bytes: 80 << 10, release: true };
-const SMALL_4K: Setup =
-    Setup { seed: 0, block_size: BlockSize::B4096, log_bytes: 400 << 10, release: true };
+const SMALL: Setup = Setup {
+    seed: 0,
+    block_size: BlockSize::B512,
+    log_bytes: 80 << 10,
+    release: true,
+    reset: false,
+};
+const SMALL_4K: Setup = Setup {
+    seed: 0,
+    block_size: BlockSize::B4096,
+    log_bytes: 400 << 10,
+    release: true,
+    reset: false,
+};
 
 #[test]
 fn a_cut_at_every_event_leaves_a_prefix_of_the_writes() {
@@ -226,11 +241,17 @@ fn a_cut_at_every_event_leaves_a_prefix_of_the_writes_after_an_overflow_too() {
 }
 
 #[test]
+fn a_cut_at_every_event_leaves_a_prefix_of_the_writes_across_log_resets() {
+    cut_everywhere(Setup { seed: 30, reset: true, ..SMALL }, 90);
+    cut_everywhere(Setup { seed: 31, reset: true, ..SMALL_4K }, 90);
+}
+
+#[test]
 #[ignore = "long"]
 fn long_cuts_of_many_runs() {
     for seed in 100..160 {
         let small = if seed & 1 == 0 { SMALL } else { SMALL_4K };
-        cut_everywhere(Setup { seed, release: seed % 3 != 0, ..small }, 120);
+        cut_everywhere(Setup { seed, release: seed % 3 != 0, reset: seed % 5 == 0, ..small }, 120);
     }
 }
 
@@ -294,7 +315,7 @@ async fn generations(seed: u64) {
         let steps = random_steps(seed, 40, VOLUME_SECTORS, 2);
         let states = states(&model, &steps);
         let disks = traced(log, data);
-        let setup = Setup { seed, block_size, log_bytes, release: true };
+        let setup = Setup { seed, ..small };
         record(&disks, setup, &steps).await;
         let events = disks.trace.position() as u64;
         let mut cut = disks.trace.replay();
