@@ -190,6 +190,7 @@ async fn fio_verifies_what_it_wrote() {
             "--verify=crc32c",
             "--verify_fatal=1",
             "--verify_backlog=256",
+            "--verify_state_save=0",
             "--fsync=500",
             "--randrepeat=0",
         ];
