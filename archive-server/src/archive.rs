@@ -88,7 +88,7 @@ impl Archive {
     ) -> Result<Arc<Self>, RoleError> {
         let base = base.to_owned();
         let load = move || -> Result<_, RoleError> {
-            let base = RealDir::create(&base)?;
+            let base = RealDir::open_base(&base, "archive")?;
             base.remove_tmp_dirs()?;
             base.remove_tmp_files()?;
             let reflinks = crate::restore::can_reflink(&base);

@@ -187,7 +187,7 @@ type Found = Vec<(VolumeName, Result<Book, DurableError>)>;
 
 /// The volumes below `base`.
 fn find(base: PathBuf, open_dir: &OpenDir) -> Result<Found, DurableError> {
-    let dir = RealDir::create(&base)?;
+    let dir = RealDir::open_base(&base, "storage")?;
     dir.remove_tmp_dirs()?;
     let mut found = Vec::new();
     for text in dir.list()? {

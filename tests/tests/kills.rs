@@ -29,6 +29,7 @@ fn fio_args(uri: &str, seed: u64, seconds: u64) -> Vec<String> {
         "--size=24M",
         "--verify=crc32c",
         "--verify_fatal=1",
+        "--verify_state_save=0",
         "--verify_backlog=256",
         "--fsync=64",
         "--time_based=1",
