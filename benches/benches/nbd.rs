@@ -2,9 +2,9 @@
 //! size in the same directory: fio, pairs A B A B, medians and the ratio ours / theirs.
 //!
 //! `cargo bench -p benches --bench nbd` runs it; `-- --test` runs each row once for a second.
-//! Durability is alike: a write is acknowledged when it is on the device (O_DIRECT), a flush reaches
-//! the disk. Each byte of ours is written twice, to the log and to the data device. Rows without fio or
-//! qemu-nbd are skipped by name.
+//! Durability is alike: a write is acknowledged when it is on the device (O_DIRECT), a flush
+//! reaches the disk. Each byte of ours is written twice, to the log and to the data device. Without
+//! fio or qemu-nbd the bench is skipped by name.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -60,7 +60,7 @@ pub enum ControlError {
         "{server}: {} of {} {}: {}{}",
         operation.kind,
         operation.volume,
-        if operation.status() == v1::OperationStatus::Cancelled { "was cancelled" } else { "failed" },
+        how(operation),
         operation.error,
         next(operation.detail.as_ref().map_or("", |d| &d.next_step))
     )]
@@ -88,6 +88,13 @@ pub enum ControlError {
         /// What to do about it.
         next_step: String,
     },
+}
+
+fn how(operation: &v1::Operation) -> &'static str {
+    match operation.status() {
+        v1::OperationStatus::Cancelled => "was cancelled",
+        _ => "failed",
+    }
 }
 
 fn next(step: &str) -> String {

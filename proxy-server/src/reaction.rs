@@ -46,6 +46,8 @@ pub(crate) fn react(answer: &Answer) -> Reaction {
             Reaction::GiveUp
         }
         Answer::Result(WdiffResult::TooNew | WdiffResult::Syncing, _) => Reaction::Retry,
+        // I10: a full disk ends by itself when space returns, however late.
+        Answer::Refused(error) if error.reason() == Reason::NoSpace => Reaction::Retry,
         Answer::Result(WdiffResult::Stopped | WdiffResult::Busy | WdiffResult::Unspecified, _)
         | Answer::Refused(_) => Reaction::RetryUnlessQuiet,
         Answer::Broken(_) => Reaction::RetrySoon,
@@ -103,7 +105,9 @@ mod tests {
         let unreachable = Answer::from_error(RoleError::unreachable("a0", "no route"));
         assert_eq!(react(&unreachable), Reaction::RetrySoon);
         let full = Answer::from_error(RoleError::no_space("cannot store"));
-        assert_eq!(react(&full), Reaction::RetryUnlessQuiet);
+        assert_eq!(react(&full), Reaction::Retry);
+        let refused = Answer::from_error(RoleError::stopping("going down"));
+        assert_eq!(react(&refused), Reaction::RetryUnlessQuiet);
         assert_eq!(react(&Answer::Damaged(RoleError::damaged("x"))), Reaction::Damaged);
         assert_eq!(react(&Answer::Aborted), Reaction::End);
         let text = Answer::Result(WdiffResult::TooNew, "latest is |3|".into()).text("a0");

@@ -1,4 +1,4 @@
-//! Bad input to the controller and the servers: a clear error, the right exit code, nothing changed.
+//! Bad input to the controller and the servers: a clear error, the right exit code, no change.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -66,7 +66,8 @@ async fn prepare(ctl: &Controller, storage: &str, volume: &str) -> Result<(), Co
                     "{volume} is {state} at {primary}: a full backup would replace its history"
                 ),
                 next_step: format!(
-                    "to start anew: `walbc stop {primary} {volume}`, `walbc reset {primary} {volume}`"
+                    "to start anew: `walbc stop {primary} {volume}`, \
+                     `walbc reset {primary} {volume}`"
                 ),
             });
         }
@@ -92,9 +93,22 @@ async fn prepare(ctl: &Controller, storage: &str, volume: &str) -> Result<(), Co
     sync::start_synchronizing(ctl, &primary, volume).await
 }
 
+/// Whether an interrupted backup can go on: the storage server has kept its log, and the proxies
+/// what they were sent of it.
+async fn is_resumable(
+    ctl: &Controller,
+    storage: &str,
+    volume: &str,
+    primary: &str,
+) -> Result<bool, ControlError> {
+    let state = look::storage_volume(ctl, storage, volume).await?;
+    Ok(state.backup_resumable && sync::is_synchronizing(ctl, primary, volume).await?)
+}
+
 /// Copies the whole volume to the primary archive, with continuous backup from then on.
 ///
-/// Returns the gid of the first restorable snapshot, when it is restorable.
+/// An interrupted one goes on where the archive has its last block. Returns the gid of the first
+/// restorable snapshot, when it is restorable.
 ///
 /// # Errors
 /// A server in the wrong state, unreachable, or too small; each names the next step.
@@ -105,18 +119,21 @@ pub async fn full_backup(
     options: FullBackupOptions,
     seen: &mut (dyn FnMut(&v1::Operation) + Send),
 ) -> Result<u64, ControlError> {
-    prepare(ctl, storage, volume).await?;
-    let (server, mut client) = ctl.storage(storage)?;
-    let request = v1::FullBackupRequest {
-        volume: volume.to_owned(),
-        bulk_bytes: options.bulk_bytes,
-        // The queues of the proxies were dropped just now, and with them what was shipped.
-        resume: false,
-    };
-    let operation = client.full_backup(request).await.at(server)?;
-    let operation = run::follow(ctl, server, operation, seen).await?;
-    let gid = operation.gid.unwrap_or_default();
     let primary = ctl.group().primary()?.name.clone();
+    let resume = is_resumable(ctl, storage, volume, &primary).await?;
+    if !resume {
+        prepare(ctl, storage, volume).await?;
+    }
+    let (server, mut client) = ctl.storage(storage)?;
+    let bulk_bytes = options.bulk_bytes;
+    let request = v1::FullBackupRequest { volume: volume.to_owned(), bulk_bytes, resume };
+    let started = client.full_backup(request).await.at(server);
+    if started.is_err() && !resume {
+        // `prepare` dropped the proxies' queues: no earlier attempt may be resumed without them.
+        sync::stop_synchronizing(ctl, &primary, volume).await?;
+    }
+    let operation = run::follow(ctl, server, started?, seen).await?;
+    let gid = operation.gid.unwrap_or_default();
     for proxy in ctl.names(ServerRole::Proxy) {
         recover::kick_proxy(ctl, &proxy, volume, &primary).await?;
     }

@@ -219,7 +219,7 @@ impl Shared {
                 read(stream).await?;
                 return reply(result);
             }
-            Some(Order::Refuse) => return Err(RoleError::no_space("cannot store").into()),
+            Some(Order::Refuse) => return Err(RoleError::stopping("going down").into()),
             Some(Order::Break) => {
                 let _ = stream.next().await;
                 return Err(Status::unavailable("the stub breaks off"));

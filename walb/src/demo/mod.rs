@@ -111,7 +111,7 @@ async fn show(dir: &Path, size: u64) -> anyhow::Result<String> {
     writer.wait_for_more(64).await?;
     let written = writer.stop().await?;
     demo.steps.say(&format!(
-        "the writer has stopped: {} writes of {} acknowledged, {} of them sent again after the kill",
+        "the writer has stopped: {} writes of {} acknowledged, {} sent again after the kill",
         written.writes,
         server_kit::units::format_size(written.bytes),
         written.repeated
