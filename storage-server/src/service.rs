@@ -113,8 +113,8 @@ impl Storage for StorageService {
         let force = match StopMode::try_from(mode) {
             Ok(StopMode::Graceful) => false,
             Ok(StopMode::Force) => true,
-            _ => {
-                let message = format!("a storage server has no stop mode {mode}");
+            Ok(StopMode::Empty) | Err(_) => {
+                let message = "a storage server has no queue that could be sent first";
                 return Err(RoleError::bad_request(message)
                     .with_volume(volume)
                     .with_next_step("use graceful or force")
