@@ -115,6 +115,9 @@ impl Server {
         let ending = shutdown.requested();
         let archive = Archive::open(&base, settings, operations.clone(), images, ending).await?;
         let routes = Routes::new(ArchiveServer::new(Service(archive)));
-        RoleServer { role: Role::Archive, id, listener, operations, shutdown }.run(routes).await
+        let base = Some(base);
+        RoleServer { role: Role::Archive, id, base, listener, operations, shutdown }
+            .run(routes)
+            .await
     }
 }

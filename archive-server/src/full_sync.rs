@@ -297,7 +297,7 @@ impl Filling<'_> {
                     return Err(RoleError::bad_request("a second start in a full backup"));
                 }
                 Step::Bulk(bulk) => self.bulk(bulk).await?,
-                Step::End(FullSyncEnd { base }) => {
+                Step::End(FullSyncEnd { base, .. }) => {
                     if self.at != self.size.bytes() {
                         let (at, size) = (self.at, self.size.bytes());
                         let message = format!("the full backup ends at byte {at} of {size}");

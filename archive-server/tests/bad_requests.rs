@@ -112,7 +112,10 @@ async fn full_backups_that_make_no_sense_are_refused() {
         chunk: Some(common::bad_chunk(&[1; 512])),
         zeros_bytes: 0,
     });
-    let backwards = FullSyncEnd { base: Some(proto::v1::Snapshot { gid_begin: 2, gid_end: 1 }) };
+    let backwards = FullSyncEnd {
+        base: Some(proto::v1::Snapshot { gid_begin: 2, gid_end: 1 }),
+        timestamp_s: 0,
+    };
     let end = full(full_end(0, 0));
     let cases: Vec<(&str, Vec<FullSyncRequest>, Reason)> = vec![
         ("a gap", vec![piece(0, 512), piece(1024, 512)], Reason::BadRequest),
@@ -125,7 +128,10 @@ async fn full_backups_that_make_no_sense_are_refused() {
         ("too little", vec![piece(0, 512), end.clone()], Reason::WrongSize),
         (
             "no snapshot",
-            vec![zeros(0, size as u64), full(Step::End(FullSyncEnd { base: None }))],
+            vec![
+                zeros(0, size as u64),
+                full(Step::End(FullSyncEnd { base: None, timestamp_s: 0 })),
+            ],
             Reason::BadRequest,
         ),
         (

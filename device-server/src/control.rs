@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{BoxStream, StreamExt};
+use futures::stream::StreamExt;
 use proto::v1;
 use proto::v1::device_control_server::{DeviceControl, DeviceControlServer};
 use server_kit::error::{Reason, RoleError};
 use server_kit::shutdown::Shutdown;
 use tokio_stream::wrappers::WatchStream;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response};
 use wlog_format::units::{Lb, Lsid};
 
@@ -157,9 +158,7 @@ impl DeviceControl for ControlService {
         Ok(Response::new(v1::Empty {}))
     }
 
-    type WatchStream = BoxStream<'static, Result<v1::DeviceEvent, tonic::Status>>;
-
-    async fn watch(&self, request: Request<v1::VolumeRef>) -> Answer<Self::WatchStream> {
+    async fn watch(&self, request: Request<v1::VolumeRef>) -> Answer<BoxStream<v1::DeviceEvent>> {
         let volume = &self.find(&request.get_ref().volume)?.volume;
         let changes = WatchStream::new(volume.watch());
         let until = self.shutdown.requested().cancelled_owned();

@@ -124,8 +124,14 @@ async fn serve_control(
     };
     let (operations, shutdown) = (Operations::new(), shutdown.clone());
     let service = ControlService::server(volumes.clone(), shutdown.clone());
-    let server =
-        RoleServer { role: Role::Device, id, listener, operations, shutdown: shutdown.clone() };
+    let server = RoleServer {
+        role: Role::Device,
+        id,
+        base: None,
+        listener,
+        operations,
+        shutdown: shutdown.clone(),
+    };
     let served = server.run(Routes::new(service)).await;
     if served.is_err() {
         // Nobody could administer the volumes any more.

@@ -93,6 +93,7 @@ pub async fn serve_on(
     let base = Settings::required(settings.base.clone(), "base")?;
     let env = Arc::new(Env::new(id.clone(), settings.limits()?, connector, shutdown.clone()));
     let runtime = tokio::runtime::Handle::current();
+    let known = Some(base.clone());
     let proxy = blocking::run(move || {
         // Volumes start tasks.
         let _runtime = runtime.enter();
@@ -102,7 +103,7 @@ pub async fn serve_on(
     let senders = proxy.env().senders.clone();
     let routes = Routes::new(ProxyServer::new(ProxyService(proxy)));
     let operations = Operations::new();
-    let server = RoleServer { role: Role::Proxy, id, listener, operations, shutdown };
+    let server = RoleServer { role: Role::Proxy, id, base: known, listener, operations, shutdown };
     let served = server.run(routes).await;
     senders.close();
     senders.wait().await;

@@ -334,6 +334,9 @@ impl Queue {
             retry_in_ms: left.map_or(0, |l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX)),
             sending,
             oldest_s: inner.diffs().map(|d| d.timestamp).min().unwrap_or(0),
+            first_gid: inner.diffs().map(|d| d.begin().begin().0).min(),
+            last_gid: inner.diffs().map(|d| d.end().end().0).max(),
+            ..ProxyQueue::default()
         }
     }
 }

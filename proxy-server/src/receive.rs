@@ -126,7 +126,8 @@ where
     let volume = Arc::clone(volume);
     // On its own, so that it is finished even when nobody waits for the answer any more.
     let staging = tokio::spawn(async move {
-        let reply = WlogTransferReply { wdiff_bytes: converted.bytes };
+        let reply =
+            WlogTransferReply { wdiff_bytes: converted.bytes, ..WlogTransferReply::default() };
         let staged = Staged { diff, uuid: announced.spec.uuid };
         tracing::debug!(volume = %volume.name, %diff, bytes = converted.bytes, "received");
         blocking::run(move || volume.stage(converted.tmp, staged, &name, announced.size_lb))

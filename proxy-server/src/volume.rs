@@ -408,6 +408,7 @@ impl Volume {
             last_received_s: facts.received.map_or(0, |(_, s)| s),
             queues: queues.iter().map(|queue| queue.status()).collect(),
             error,
+            ..ProxyVolume::default()
         }
     }
 

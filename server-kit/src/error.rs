@@ -258,9 +258,11 @@ fn code(reason: Reason) -> Code {
     match reason {
         Reason::Unspecified => Code::Unknown,
         Reason::UnknownVolume | Reason::UnknownSnapshot => Code::NotFound,
-        Reason::WrongState | Reason::Overflow | Reason::WrongSize | Reason::WrongPeer => {
-            Code::FailedPrecondition
-        }
+        Reason::WrongState
+        | Reason::Overflow
+        | Reason::WrongSize
+        | Reason::WrongPeer
+        | Reason::NeedsResync => Code::FailedPrecondition,
         Reason::Busy => Code::Aborted,
         Reason::Stopping | Reason::Unreachable => Code::Unavailable,
         Reason::NoSpace => Code::ResourceExhausted,

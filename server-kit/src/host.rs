@@ -3,29 +3,39 @@ use crate::error::RoleError;
 use crate::operations::Operations;
 use crate::shutdown::Shutdown;
 use crate::volume_name::ServerId;
-use futures::stream::{BoxStream, StreamExt};
+use futures::stream::StreamExt;
+use nix::sys::statvfs::statvfs;
 use proto::v1::host_server::{Host, HostServer};
 use proto::v1::{Empty, HostInfo, Operation, OperationList, OperationRef, Role, ShutdownRequest};
+use std::path::PathBuf;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 /// Serves `walb.v1.Host`.
 pub struct HostService {
-    role: Role,
-    id: ServerId,
-    operations: Operations,
-    shutdown: Shutdown,
+    /// Which role.
+    pub role: Role,
+    /// Its id.
+    pub id: ServerId,
+    /// Where its state lies, if it has any.
+    pub base: Option<PathBuf>,
+    /// Its long operations.
+    pub operations: Operations,
+    /// What ends it.
+    pub shutdown: Shutdown,
 }
 
 impl HostService {
     /// The service, ready for `Routes::new` or `add_service`.
     #[must_use]
-    pub fn server(
-        role: Role,
-        id: ServerId,
-        operations: Operations,
-        shutdown: Shutdown,
-    ) -> HostServer<Self> {
-        HostServer::new(Self { role, id, operations, shutdown })
+    pub fn server(self) -> HostServer<Self> {
+        HostServer::new(self)
+    }
+
+    /// Space in the base directory that an ordinary process may use; 0 when it cannot be told.
+    fn free_bytes(&self) -> u64 {
+        let stat = self.base.as_ref().and_then(|base| statvfs(base).ok());
+        stat.map_or(0, |s| s.blocks_available().saturating_mul(s.fragment_size()))
     }
 }
 
@@ -37,6 +47,8 @@ impl Host for HostService {
             id: self.id.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            base_dir: self.base.iter().map(|base| base.display().to_string()).collect(),
+            free_bytes: self.free_bytes(),
         }))
     }
 
@@ -53,12 +65,10 @@ impl Host for HostService {
         Ok(Response::new(OperationList { operations: self.operations.list() }))
     }
 
-    type WatchOperationStream = BoxStream<'static, Result<Operation, Status>>;
-
     async fn watch_operation(
         &self,
         request: Request<OperationRef>,
-    ) -> Result<Response<Self::WatchOperationStream>, Status> {
+    ) -> Result<Response<BoxStream<Operation>>, Status> {
         let changes = self.operations.watch(&request.get_ref().id)?;
         Ok(Response::new(changes.map(Ok).boxed()))
     }

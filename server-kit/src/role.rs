@@ -11,6 +11,7 @@ use crate::telemetry;
 use crate::volume_name::ServerId;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proto::v1::Role;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use tonic::service::Routes;
 
@@ -20,6 +21,8 @@ pub struct RoleServer {
     pub role: Role,
     /// Its id (`--id`).
     pub id: ServerId,
+    /// Where its state lies, if it has any.
+    pub base: Option<PathBuf>,
     /// Where it listens.
     pub listener: Listener,
     /// Its long operations.
@@ -35,10 +38,11 @@ impl RoleServer {
     /// # Errors
     /// `Io` when the transport fails.
     pub async fn run(self, routes: Routes) -> Result<(), RoleError> {
-        let Self { role, id, listener, operations, shutdown } = self;
+        let Self { role, id, base, listener, operations, shutdown } = self;
         let name = role.as_str_name().trim_start_matches("ROLE_").to_lowercase();
         tracing::info!(role = name, %id, at = %listener.endpoint(), "serving");
-        let host = HostService::server(role, id.clone(), operations.clone(), shutdown.clone());
+        let (known, jobs, end) = (id.clone(), operations.clone(), shutdown.clone());
+        let host = HostService { role, id: known, base, operations: jobs, shutdown: end }.server();
         shutdown::ready();
         let served = net::serve(listener, routes.add_service(host), &shutdown).await;
         shutdown::stopping();

@@ -32,6 +32,7 @@ async fn served(endpoint: &Endpoint) -> Served {
     let (operations, shutdown) = (Operations::new(), Shutdown::new());
     let endpoint = listener.endpoint().clone();
     let server = RoleServer {
+        base: None,
         role: Role::Proxy,
         id: "p0".parse().unwrap(),
         listener,

@@ -299,6 +299,7 @@ impl FullBackup {
             volume: volume.name.to_string(),
             session: agreed.session.clone(),
             log_uuid: uuid_bytes(info.status.log_uuid),
+            archive_uuid: bytes::Bytes::new(),
         };
         if !put(&messages, Step::Start(start)).await {
             return Ok(None);
@@ -314,7 +315,7 @@ impl FullBackup {
         }
         let mark = self.end_snapshot().await?;
         let base = Some(Snapshot { gid_begin: 0, gid_end: mark.gid.0 });
-        Ok(put(&messages, Step::End(FullSyncEnd { base })).await.then_some(mark))
+        Ok(put(&messages, Step::End(FullSyncEnd { base, timestamp_s: 0 })).await.then_some(mark))
     }
 
     /// The snapshot that makes the image whole, remembered as such before the archive hears of it.

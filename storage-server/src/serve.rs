@@ -152,9 +152,11 @@ impl StorageRole {
         let World { connector, devices, open_dir } = world;
         let id = config.id.clone();
         let shared = Arc::new(Shared::new(config, &*connector, devices, shutdown.clone()));
+        let known = Some(base.clone());
         let registry = Arc::new(Registry::open(base, Arc::clone(&shared), open_dir).await?);
         let operations = shared.operations.clone();
-        let server = RoleServer { role: Role::Storage, id, listener, operations, shutdown };
+        let server =
+            RoleServer { role: Role::Storage, id, base: known, listener, operations, shutdown };
         Ok(Self { server, registry, shared })
     }
 

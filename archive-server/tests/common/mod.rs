@@ -374,11 +374,14 @@ pub fn volume() -> VolumeRef {
 
 pub fn full_start(session: String) -> FullSyncStart {
     let log_uuid = Bytes::copy_from_slice(&UUID.0);
-    FullSyncStart { volume: VOLUME.into(), session, log_uuid }
+    FullSyncStart { volume: VOLUME.into(), session, log_uuid, ..FullSyncStart::default() }
 }
 
 pub fn full_end(begin: u64, end: u64) -> FullStep {
-    FullStep::End(FullSyncEnd { base: Some(Snapshot { gid_begin: begin, gid_end: end }) })
+    FullStep::End(FullSyncEnd {
+        base: Some(Snapshot { gid_begin: begin, gid_end: end }),
+        timestamp_s: 0,
+    })
 }
 
 /// Equal, without printing megabytes when not.

@@ -73,6 +73,7 @@ impl Archive {
 
     async fn serve(endpoint: &Endpoint, shared: Arc<Shared>) -> Self {
         let server = RoleServer {
+            base: None,
             role: proto::v1::Role::Archive,
             id: "a0".parse().unwrap(),
             listener: Listener::bind(endpoint, false).await.unwrap(),

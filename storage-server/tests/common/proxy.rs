@@ -212,7 +212,14 @@ impl StubProxy {
         let (name, wire) = (self.name.clone(), self.wire.clone());
         let service = Service { name, behaviour: Arc::clone(&self.behaviour), wire };
         let id = self.name.parse().unwrap();
-        let host = HostService::server(Role::Proxy, id, Operations::new(), shutdown.clone());
+        let host = HostService {
+            role: Role::Proxy,
+            id,
+            base: None,
+            operations: Operations::new(),
+            shutdown: shutdown.clone(),
+        }
+        .server();
         let routes = Routes::new(ProxyServer::new(service)).add_service(host);
         let until = shutdown.clone();
         let task = tokio::spawn(async move { serve(listener, routes, &until).await.unwrap() });
@@ -283,7 +290,10 @@ impl Proxy for Service {
                     self.wire.0.lock().stored.push(stored);
                     return match behaviour {
                         Behaviour::LoseAck => Err(Status::unavailable("the answer is lost")),
-                        _ => Ok(Response::new(WlogTransferReply { wdiff_bytes: 1 })),
+                        _ => Ok(Response::new(WlogTransferReply {
+                            wdiff_bytes: 1,
+                            ..Default::default()
+                        })),
                     };
                 }
             }
