@@ -80,6 +80,11 @@ impl OperationHandle {
         self.0.operation.send_modify(|o| o.done_bytes = o.done_bytes.saturating_add(bytes));
     }
 
+    /// Tells which other server it works with.
+    pub fn set_peer(&self, id: &str) {
+        self.0.operation.send_modify(|o| id.clone_into(&mut o.peer));
+    }
+
     /// Whether somebody asked to give up.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {

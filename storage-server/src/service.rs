@@ -180,6 +180,7 @@ async fn describe(name: VolumeName, entry: Entry) -> StorageVolume {
         Entry::Damaged(why) => {
             return StorageVolume {
                 error: damaged(&name, &why).full_message(),
+                error_reason: Reason::Damaged.into(),
                 state: State::Damaged.to_string(),
                 volume: name.to_string(),
                 ..StorageVolume::default()
@@ -204,7 +205,12 @@ async fn describe(name: VolumeName, entry: Entry) -> StorageVolume {
             let is_ready = volume.cell.state() == State::SyncReady;
             message.backup_resumable = is_ready && backup::resumable(&volume, info).is_some();
         }
-        Err(error) => message.error = error.full_message(),
+        Err(error) => {
+            message.error = error.full_message();
+            message.error_reason = error.reason().into();
+            // Without its device nothing is offered to a proxy.
+            message.refusals.clear();
+        }
     }
     add_record(&mut message, &record);
     message
@@ -213,6 +219,8 @@ async fn describe(name: VolumeName, entry: Entry) -> StorageVolume {
 fn add_progress(message: &mut StorageVolume, volume: &Volume) {
     let view = volume.progress.view();
     message.error = view.error.unwrap_or_default();
+    message.error_reason = view.reason.unwrap_or_default().into();
+    message.refusals = view.refusals;
     message.last_sent_s = view.last_sent_s;
     message.last_proxy = view.last_proxy;
     let left = view.retry_at.map(|at| at.saturating_duration_since(Instant::now()).as_millis());
@@ -243,6 +251,7 @@ fn add_record(message: &mut StorageVolume, record: &Record) {
     }
     if let Some(gap) = &record.gap {
         message.gap_since_s = gap.since_s;
+        message.error_reason = Reason::Overflow.into();
         let name = &message.volume;
         message.error = format!("{}; heal it: {}", gap_text(name, &gap.why), heal_step(name));
     }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::v1::ProxyRefusal;
 use server_kit::error::{Reason, RoleError};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -181,8 +182,13 @@ impl Shipper {
             budget: shared.budget.clone(),
         };
         let (candidates, down) = shared.proxies.candidates();
-        let mut refusals: Vec<_> =
-            down.iter().map(|proxy| format!("{}: does not answer", proxy.address)).collect();
+        let refusal = |address: &str, reason: Reason, message: String| ProxyRefusal {
+            address: address.to_owned(),
+            reason: reason.into(),
+            message,
+        };
+        let silent = |address| refusal(address, Reason::Unreachable, "does not answer".to_owned());
+        let mut refusals: Vec<_> = down.iter().map(|proxy| silent(&proxy.address)).collect();
         for proxy in candidates {
             match transfer.send(&proxy.address, proxy.client()).await {
                 Ok(done) => {
@@ -196,11 +202,15 @@ impl Shipper {
                     if error.reason() == Reason::Unreachable {
                         shared.proxies.mark_down(&proxy);
                     }
-                    refusals.push(format!("{}: {}", proxy.address, error.full_message()));
+                    let (reason, message) = (error.reason(), error.full_message());
+                    refusals.push(refusal(&proxy.address, reason, message));
                 }
             }
         }
-        let why = refusals.join("; ");
+        let why: Vec<_> =
+            refusals.iter().map(|r| format!("{}: {}", r.address, r.message)).collect();
+        let why = why.join("; ");
+        self.volume.progress.refused(refusals);
         Err(RoleError::unreachable("any proxy that takes the log", why)
             .with_volume(&self.volume.name)
             .with_next_step("look at the proxies: walbc status")

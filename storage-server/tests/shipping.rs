@@ -13,7 +13,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Behaviour, Cluster, StorageOptions, VOLUME, eventually};
-use proto::v1::{StopMode, StorageMode};
+use proto::v1::{Reason, StopMode, StorageMode};
 
 fn slow_snapshots() -> StorageOptions {
     StorageOptions { snapshot_interval: Duration::from_secs(3600), ..StorageOptions::default() }
@@ -111,11 +111,16 @@ async fn with_no_proxy_left_the_log_is_kept_and_the_error_shown_until_one_is_bac
     .await;
     assert_eq!(view.state, "Target");
     assert!(view.error.contains("p0.sock") && view.error.contains("the stub is full"), "{view:?}");
+    assert_eq!(view.error_reason(), Reason::Unreachable);
+    let reasons: Vec<_> = view.refusals.iter().map(|refusal| refusal.reason()).collect();
+    assert_eq!(reasons, [Reason::Unreachable, Reason::NoSpace], "{view:?}");
     assert!(view.log_usage_pb > 0 && view.done_lsid < view.latest_lsid);
     cluster.proxies[0].up().await;
     cluster.storage.client().kick(proto::v1::KickStorageRequest::default()).await.unwrap();
     cluster.check_restorable().await;
-    assert_eq!(cluster.storage.get(VOLUME).await.error, "");
+    let view = cluster.storage.get(VOLUME).await;
+    assert_eq!((view.error.as_str(), view.error_reason()), ("", Reason::Unspecified));
+    assert!(view.refusals.is_empty());
 }
 
 #[tokio::test]
