@@ -6,6 +6,7 @@
 //! | [`state_machine`] | the state of a volume, changed by transactions |
 //! | [`error`] | one error type, equal on both sides of the wire |
 //! | [`net`], [`chunks`] | listening, connecting, byte streams over gRPC |
+//! | [`scan`], [`packing`] | a device read from front to end, and as messages |
 //! | [`operations`], [`host`] | long jobs, and the service that every role has |
 //! | [`retry`], [`blocking`], [`clock`] | back-off, blocking work, the wall clock |
 //! | [`role`], [`shutdown`], [`telemetry`], [`config`] | the life of a process |
@@ -24,8 +25,10 @@ pub mod error;
 pub mod host;
 pub mod net;
 pub mod operations;
+pub mod packing;
 pub mod retry;
 pub mod role;
+pub mod scan;
 pub mod shutdown;
 pub mod state_machine;
 pub mod telemetry;

@@ -10,18 +10,18 @@
 //! falls back to that.
 
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
 use futures::TryStreamExt;
 use proto::convert::uuid_bytes;
 use proto::v1::full_sync_request::Step;
 use proto::v1::{
-    FullSyncBulk, FullSyncEnd, FullSyncRequest, FullSyncStart, Operation, PrepareFullSyncReply,
+    FullSyncEnd, FullSyncRequest, FullSyncStart, Operation, PrepareFullSyncReply,
     PrepareFullSyncRequest, Snapshot, VolumeRef,
 };
 use server_kit::clock::unix_seconds;
 use server_kit::error::{Reason, RoleError};
 use server_kit::operations::{OperationHandle, Outcome};
+use server_kit::scan;
 use server_kit::state_machine::Transition;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,11 +29,9 @@ use wdiff_format::gid::Gid;
 use wlog_format::units::{LogUuid, Lsid};
 
 use crate::book::{Backup, History};
-use crate::chunk;
 use crate::device::Info;
 use crate::follower::{Ended, Work};
 use crate::marks::Mark;
-use crate::scan::{self, Bulk, Content};
 use crate::ship;
 use crate::state::{Saved, State};
 use crate::volume::Volume;
@@ -304,9 +302,8 @@ impl FullBackup {
         if !put(&messages, Step::Start(start)).await {
             return Ok(None);
         }
-        let parallel = available_parallelism().map_or(1, Into::into);
         let bulks = scan::bulks(data, agreed.start_bytes, size, self.bulk_bytes);
-        let mut packed = bulks.map_ok(message).try_buffered(parallel);
+        let mut packed = scan::packed(bulks);
         while let Some((len, bulk)) = packed.try_next().await? {
             if !put(&messages, Step::Bulk(bulk)).await {
                 return Ok(None);
@@ -352,17 +349,4 @@ impl FullBackup {
 
 async fn put(messages: &mpsc::Sender<FullSyncRequest>, step: Step) -> bool {
     messages.send(FullSyncRequest { step: Some(step) }).await.is_ok()
-}
-
-/// A bulk as a message, and how much of the device it is.
-async fn message(bulk: Bulk) -> Result<(u64, FullSyncBulk), RoleError> {
-    let (len, offset_bytes) = (bulk.len(), bulk.offset);
-    let message = match bulk.content {
-        Content::Zeros(zeros_bytes) => FullSyncBulk { offset_bytes, chunk: None, zeros_bytes },
-        Content::Data(data) => {
-            let chunk = Some(chunk::pack(data).chunk().await?);
-            FullSyncBulk { offset_bytes, chunk, zeros_bytes: 0 }
-        }
-    };
-    Ok((len, message))
 }

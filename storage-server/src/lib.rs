@@ -7,8 +7,8 @@
 //!                 <--set oldest, checkpoint, reset--'                   | plan: what, which gids
 //!  log device ----O_DIRECT reads----> log, reader: checks every pack ---'
 //!                                                 |
-//!                                                 '--> chunk --> transfer ----------> proxy
-//!  data device ---large reads-------> scan -------'--> backup ----------------------> archive
+//!                                                 '--> transfer --------------------> proxy
+//!  data device ---large reads-------> server_kit::scan --> backup ------------------> archive
 //!                                                                  book: state, done, queue
 //! ```
 //!
@@ -33,7 +33,6 @@
 pub mod backup;
 pub mod book;
 pub mod budget;
-pub mod chunk;
 pub mod device;
 pub mod discard;
 pub mod follower;
@@ -44,7 +43,6 @@ pub mod progress;
 pub mod proxies;
 pub mod reader;
 pub mod registry;
-pub mod scan;
 pub mod serve;
 pub mod service;
 pub mod shared;

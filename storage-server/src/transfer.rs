@@ -12,6 +12,7 @@ use proto::v1::proxy_client::ProxyClient;
 use proto::v1::wlog_transfer_request::Step;
 use proto::v1::{WlogEnd, WlogStart, WlogTransferRequest};
 use server_kit::error::RoleError;
+use server_kit::packing::{self, Packing};
 use server_kit::volume_name::VolumeName;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,7 +20,6 @@ use tonic::transport::Channel;
 use wlog_format::units::{Lb, Pb};
 
 use crate::budget::Budget;
-use crate::chunk::{self, Packing};
 use crate::log::Log;
 use crate::marks::Mark;
 use crate::plan::Plan;
@@ -93,7 +93,7 @@ impl Transfer {
         let mut packing = VecDeque::new();
         let parallel = available_parallelism().map_or(1, Into::into);
         while let Some(piece) = reader.next().await? {
-            packing.push_back(chunk::pack(piece));
+            packing.push_back(packing::pack(piece));
             if packing.len() > parallel && !send_first(&messages, &mut packing).await? {
                 return Ok(None);
             }

@@ -32,8 +32,13 @@ const FLOORS: &[&[&str]] = &[
     &["tests", "benches"],
 ];
 /// Imports inside a floor that the design wants: diffs are made of logs, the wire carries both.
-const SAME_FLOOR: &[(&str, &str)] =
-    &[("wdiff-format", "wlog-format"), ("proto", "wlog-format"), ("proto", "wdiff-format")];
+const SAME_FLOOR: &[(&str, &str)] = &[
+    ("wdiff-format", "wlog-format"),
+    ("proto", "wlog-format"),
+    ("proto", "wdiff-format"),
+    // What two roles send of a device, they send by the same code.
+    ("server-kit", "block-io"),
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()

@@ -1,13 +1,16 @@
-//! Reads a data device from front to end for a full backup: several large reads in flight, holes
-//! and zeroes told instead of sent.
+//! Reads a device from front to end for those who send or compare all of it: several
+//! large reads in flight, holes and zeroes told instead of sent.
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::thread::available_parallelism;
 
+use crate::error::RoleError;
+use crate::packing;
 use block_io::device::BlockDevice;
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
-use server_kit::error::RoleError;
+use proto::v1::FullSyncBulk;
 use wlog_format::units::to_usize;
 
 /// Reads in flight.
@@ -53,6 +56,9 @@ impl Bulk {
     }
 }
 
+/// Bulks in the order of the device.
+pub type Bulks = Pin<Box<dyn Stream<Item = Result<Bulk, RoleError>> + Send>>;
+
 /// A run of bytes that is a hole or is to be read.
 #[derive(Clone, Copy)]
 struct Run {
@@ -62,12 +68,7 @@ struct Run {
 }
 
 /// The bulks of `[start, end)` in order and without gaps.
-pub fn bulks(
-    device: Arc<dyn BlockDevice>,
-    start: u64,
-    end: u64,
-    bulk_bytes: u64,
-) -> Pin<Box<dyn Stream<Item = Result<Bulk, RoleError>> + Send>> {
+pub fn bulks(device: Arc<dyn BlockDevice>, start: u64, end: u64, bulk_bytes: u64) -> Bulks {
     let windows = stream::iter((start..end).step_by(to_usize(WINDOW_BYTES)));
     let source = Arc::clone(&device);
     let runs = windows.then(move |offset| {
@@ -77,6 +78,27 @@ pub fn bulks(
     let flat = runs.map_ok(|runs| stream::iter(runs.into_iter().map(Ok))).try_flatten();
     let read = move |run| read(Arc::clone(&device), run);
     Box::pin(flat.map_ok(read).try_buffered(DEPTH))
+}
+
+/// Bulks as the messages of a full sync, each with how much of the device it is; compressed by all
+/// cores, in order.
+pub fn packed(
+    bulks: Bulks,
+) -> impl Stream<Item = Result<(u64, FullSyncBulk), RoleError>> + Send + Unpin {
+    let parallel = available_parallelism().map_or(1, Into::into);
+    Box::pin(bulks.map_ok(message).try_buffered(parallel))
+}
+
+async fn message(bulk: Bulk) -> Result<(u64, FullSyncBulk), RoleError> {
+    let (len, offset_bytes) = (bulk.len(), bulk.offset);
+    let message = match bulk.content {
+        Content::Zeros(zeros_bytes) => FullSyncBulk { offset_bytes, chunk: None, zeros_bytes },
+        Content::Data(data) => {
+            let chunk = Some(packing::pack(data).chunk().await?);
+            FullSyncBulk { offset_bytes, chunk, zeros_bytes: 0 }
+        }
+    };
+    Ok((len, message))
 }
 
 /// A window of the device as holes and pieces to read.

@@ -2,10 +2,10 @@
 
 use std::cell::RefCell;
 
+use crate::chunks::{self, ChunkCompressor};
+use crate::error::{Reason, RoleError};
 use bytes::Bytes;
 use proto::v1::Chunk;
-use server_kit::chunks::{self, ChunkCompressor};
-use server_kit::error::{Reason, RoleError};
 use tokio::task::JoinHandle;
 
 /// Fast enough to keep up with a disk; logs of databases shrink to a third.
