@@ -5,16 +5,24 @@
 //! name = "s0"
 //! role = "storage"
 //! address = "10.0.0.1:5000"   # or "unix:/run/walb/s0.sock"
+//!
+//! [[volume]]                  # optional: where volumes belong, as `init-storage` was told
+//! name = "vol0"
+//! legs = { s0 = "/run/walb/control.sock#vol0" }
 //! ```
+//!
+//! Nothing but `doctor` looks at the volumes: a storage server that has lost its state cannot say
+//! what it had, and the file can.
 //!
 //! Order means priority: the first archive is the primary, proxies are tried from the first on
 //! (semantics.md §1.1). Names are unique over all roles, so that a verb can take any of them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use server_kit::net::Endpoint;
+use server_kit::volume_name::VolumeName;
 
 /// What a server of the group does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, serde::Serialize)]
@@ -49,10 +57,22 @@ pub struct Server {
     pub address: Endpoint,
 }
 
+/// A volume that belongs on a storage server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leg {
+    /// The volume.
+    pub volume: String,
+    /// The storage server.
+    pub storage: String,
+    /// `CONTROL#NAME` of its device there.
+    pub device: String,
+}
+
 /// All servers, in the order of the file.
 #[derive(Clone, Debug)]
 pub struct Group {
     servers: Vec<Server>,
+    legs: Vec<Leg>,
 }
 
 /// Why a group file cannot be used.
@@ -105,6 +125,15 @@ pub enum GroupError {
 struct GroupFile {
     #[serde(default)]
     server: Vec<ServerEntry>,
+    #[serde(default)]
+    volume: Vec<VolumeEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VolumeEntry {
+    name: VolumeName,
+    legs: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -143,7 +172,23 @@ impl Group {
         if servers.is_empty() {
             return Err("it names no [[server]]".to_owned());
         }
-        Ok(Self { servers })
+        let mut legs = Vec::new();
+        for VolumeEntry { name, legs: of_volume } in file.volume {
+            for (storage, device) in of_volume {
+                let is_storage = |s: &Server| s.name == storage && s.role == ServerRole::Storage;
+                if !servers.iter().any(is_storage) {
+                    return Err(format!("{name} has a leg at {storage:?}, no storage server"));
+                }
+                legs.push(Leg { volume: name.to_string(), storage, device });
+            }
+        }
+        Ok(Self { servers, legs })
+    }
+
+    /// Where volumes belong, as far as the file says so.
+    #[must_use]
+    pub fn legs(&self) -> &[Leg] {
+        &self.legs
     }
 
     /// All servers, in order.
@@ -218,6 +263,14 @@ mod tests {
     }
 
     #[test]
+    fn legs_say_where_a_volume_belongs() {
+        let text = format!("{FILE}[[volume]]\nname = 'v'\nlegs = {{ s0 = '/c.sock#v' }}");
+        let leg = Leg { volume: "v".into(), storage: "s0".into(), device: "/c.sock#v".into() };
+        assert_eq!(Group::parse(&text).unwrap().legs(), [leg]);
+        assert!(Group::parse(FILE).unwrap().legs().is_empty());
+    }
+
+    #[test]
     fn a_wrong_file_says_what_is_wrong() {
         for (text, part) in [
             ("", "no [[server]]"),
@@ -225,6 +278,8 @@ mod tests {
             (&FILE.replace("archive", "attic"), "attic"),
             (&FILE.replace("127.0.0.1:5002", "nowhere"), "nowhere"),
             (&FILE.replace("address", "adress"), "adress"),
+            (&format!("{FILE}[[volume]]\nname = 'v_1'\nlegs = {{ s0 = '/c#v' }}"), "v_1"),
+            (&format!("{FILE}[[volume]]\nname = 'v'\nlegs = {{ a0 = '/c#v' }}"), "no storage"),
         ] {
             let message = Group::parse(text).unwrap_err();
             assert!(message.contains(part), "{message}");

@@ -8,10 +8,10 @@ use crate::archive::Archive;
 use crate::disk::{Staged, drop_files, list_queue};
 use crate::settings::Limits;
 use parking_lot::{Mutex, MutexGuard};
-use proto::v1::ProxyQueue;
+use proto::v1::{ProxyQueue, WdiffResult};
 use server_kit::clock::unix_seconds;
 use server_kit::durable::{DurableDir, RealDir};
-use server_kit::error::RoleError;
+use server_kit::error::{Reason, RoleError};
 use server_kit::retry::Backoff;
 use server_kit::volume_name::ServerId;
 use std::sync::Arc;
@@ -81,6 +81,8 @@ struct Inner {
     histories: Vec<History>,
     mark: Mark,
     error: String,
+    /// The last answer for programs, see [`crate::reaction::Answer::kind`].
+    last: (WdiffResult, Reason),
     last_sent_s: u64,
     retry_at: Option<Instant>,
     not_before: Option<Instant>,
@@ -123,6 +125,7 @@ impl Queue {
             histories: Vec::new(),
             mark: Mark::None,
             error: String::new(),
+            last: (WdiffResult::Unspecified, Reason::Unspecified),
             last_sent_s: 0,
             retry_at: None,
             not_before: None,
@@ -261,17 +264,25 @@ impl Queue {
     pub(crate) fn note_success(&self, sent: bool) {
         let mut inner = self.inner.lock();
         inner.error.clear();
+        inner.last = (WdiffResult::Unspecified, Reason::Unspecified);
         inner.backoff.reset();
         if sent {
+            inner.last.0 = WdiffResult::Stored;
             inner.last_sent_s = unix_seconds();
         }
     }
 
     /// An attempt failed; whether the text is news.
-    pub(crate) fn note_failure(&self, error: String, mark: Mark) -> bool {
+    pub(crate) fn note_failure(
+        &self,
+        error: String,
+        kind: (WdiffResult, Reason),
+        mark: Mark,
+    ) -> bool {
         let mut inner = self.inner.lock();
         let news = inner.error != error;
         inner.error = error;
+        inner.last = kind;
         inner.mark = inner.mark.max(mark);
         news
     }
@@ -331,12 +342,13 @@ impl Queue {
             last_sent_s: inner.last_sent_s,
             send_error: inner.mark != Mark::None,
             error: inner.error.clone(),
+            last_result: inner.last.0.into(),
+            error_reason: inner.last.1.into(),
             retry_in_ms: left.map_or(0, |l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX)),
             sending,
             oldest_s: inner.diffs().map(|d| d.timestamp).min().unwrap_or(0),
             first_gid: inner.diffs().map(|d| d.begin().begin().0).min(),
             last_gid: inner.diffs().map(|d| d.end().end().0).max(),
-            ..ProxyQueue::default()
         }
     }
 }

@@ -65,6 +65,17 @@ impl Answer {
         }
     }
 
+    /// The answer for programs: what the archive said, or of what kind the failure is.
+    pub(crate) fn kind(&self) -> (WdiffResult, Reason) {
+        match self {
+            Self::Result(result, _) => (*result, Reason::Unspecified),
+            Self::Refused(error) | Self::Broken(error) | Self::Damaged(error) => {
+                (WdiffResult::Unspecified, error.reason())
+            }
+            Self::Aborted => (WdiffResult::Unspecified, Reason::Cancelled),
+        }
+    }
+
     /// The answer for people.
     pub(crate) fn text(&self, archive: &str) -> String {
         match self {
@@ -110,6 +121,10 @@ mod tests {
         assert_eq!(react(&refused), Reaction::RetryUnlessQuiet);
         assert_eq!(react(&Answer::Damaged(RoleError::damaged("x"))), Reaction::Damaged);
         assert_eq!(react(&Answer::Aborted), Reaction::End);
+        let full = Answer::from_error(RoleError::no_space("cannot store"));
+        assert_eq!(full.kind(), (WdiffResult::Unspecified, Reason::NoSpace));
+        let too_new = Answer::Result(WdiffResult::TooNew, String::new());
+        assert_eq!(too_new.kind(), (WdiffResult::TooNew, Reason::Unspecified));
         let text = Answer::Result(WdiffResult::TooNew, "latest is |3|".into()).text("a0");
         assert_eq!(text, "a0 answered too-new: latest is |3|");
     }

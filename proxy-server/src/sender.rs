@@ -215,7 +215,7 @@ impl Sender {
     fn note(&self, answer: &Answer, mark: Mark) {
         let (volume, archive) = (&self.volume.name, &self.queue.name);
         let text = answer.text(archive.as_str());
-        if self.queue.note_failure(text.clone(), mark) {
+        if self.queue.note_failure(text.clone(), answer.kind(), mark) {
             tracing::warn!(%volume, %archive, "cannot send: {text}");
         }
     }

@@ -11,7 +11,7 @@ mod common;
 use common::archive::{Archive, Order};
 use common::log::Device;
 use common::{DEADLINE, Place, Proxy, started, until};
-use proto::v1::WdiffResult;
+use proto::v1::{Reason, WdiffResult};
 use server_kit::units::Span;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -94,6 +94,7 @@ async fn a_dead_archive_is_tried_for_ever_and_is_no_send_error() {
     until("an error", || async { !proxy.queue("a0").await.error.is_empty() }).await;
     let queue = proxy.queue("a0").await;
     assert!(queue.error.starts_with("cannot reach a0"), "{}", queue.error);
+    assert_eq!(queue.error_reason(), Reason::Unreachable);
     assert!(!queue.send_error);
     let archive = Archive::start(&place.socket("a0")).await;
     proxy.empty("a0").await;
@@ -153,6 +154,7 @@ async fn an_archive_that_cannot_take_it_stops_the_queue_until_a_kick_or_a_new_wl
         until("a send error", || async { proxy.queue("a0").await.send_error }).await;
         let queue = proxy.queue("a0").await;
         assert_eq!((queue.wdiffs, queue.retry_in_ms, queue.sending), (1, 0, false));
+        assert_eq!(queue.last_result(), answer);
         assert!(queue.error.contains("as ordered"), "{}", queue.error);
         assert_eq!(archive.attempts().len(), 1);
         assert_eq!(proxy.kick().await.unwrap(), ["v0/a0"]);
