@@ -25,6 +25,7 @@ use server_kit::scan;
 use server_kit::state_machine::Transition;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use wdiff_format::gid::Gid;
 use wlog_format::units::{LogUuid, Lsid};
 
@@ -32,6 +33,7 @@ use crate::book::{Backup, History};
 use crate::device::Info;
 use crate::follower::{Ended, Work};
 use crate::marks::Mark;
+use crate::peers::Primary;
 use crate::ship;
 use crate::state::{Saved, State};
 use crate::volume::Volume;
@@ -67,7 +69,8 @@ pub fn start(volume: &Arc<Volume>, bulk_bytes: u64, resume: bool) -> Result<Oper
     let name = volume.name.clone();
     Ok(operations.start("full-backup", name, |handle| {
         *volume.backup.lock() = Some(handle.token());
-        FullBackup { volume, handle, bulk_bytes, resume }.run(transition)
+        let primary = Arc::clone(&volume.shared.peers.now().primary);
+        FullBackup { volume, primary, handle, bulk_bytes, resume }.run(transition)
     }))
 }
 
@@ -82,6 +85,7 @@ pub fn resumable(volume: &Volume, info: &Info) -> Option<(History, Backup)> {
 
 struct FullBackup {
     volume: Arc<Volume>,
+    primary: Arc<Primary>,
     handle: OperationHandle,
     bulk_bytes: u64,
     resume: bool,
@@ -96,10 +100,14 @@ struct Agreed {
 
 impl FullBackup {
     async fn run(self, transition: Transition<State>) -> Result<Outcome, RoleError> {
-        let shutdown = self.volume.shared.shutdown.requested();
+        let shared = &self.volume.shared;
+        let shutdown = shared.shutdown.requested();
         let synced = tokio::select! {
             synced = self.sync() => synced,
             () = self.handle.cancelled() => Err(self.given_up("it was cancelled")),
+            () = shared.peers.demoted(&self.primary) => {
+                Err(self.given_up("another archive is the primary one now"))
+            }
             () = shutdown.cancelled() => Err(self.given_up("the server stops")),
         };
         let ended = match synced {
@@ -203,11 +211,9 @@ impl FullBackup {
         let Some(end_gid) = history.and_then(|h| h.backup).and_then(|b| b.end_gid) else {
             return Ok(None);
         };
-        let shared = &self.volume.shared;
         let request = VolumeRef { volume: self.volume.name.to_string() };
-        let answer = shared.archive().get(request).await;
-        let archive =
-            answer.map_err(|s| RoleError::from_status(shared.archive_name(), &s))?.into_inner();
+        let answer = self.primary.client().get(request).await;
+        let archive = answer.map_err(|s| self.refused(&s))?.into_inner();
         let is_base = !matches!(archive.state.as_str(), "Clear" | "SyncReady" | "FullSync");
         let is_ours = archive.log_uuid == uuid_bytes(uuid);
         Ok((is_base && is_ours).then_some(Gid(end_gid)))
@@ -250,30 +256,30 @@ impl FullBackup {
         &self,
         request: PrepareFullSyncRequest,
     ) -> Result<PrepareFullSyncReply, RoleError> {
-        let shared = &self.volume.shared;
-        let answer = shared.archive().prepare_full_sync(request).await;
-        let answer = answer.map_err(|s| RoleError::from_status(shared.archive_name(), &s))?;
-        Ok(answer.into_inner())
+        let answer = self.primary.client().prepare_full_sync(request).await;
+        Ok(answer.map_err(|s| self.refused(&s))?.into_inner())
+    }
+
+    fn refused(&self, status: &Status) -> RoleError {
+        RoleError::from_status(self.primary.name(), status)
     }
 
     /// Streams the device and the snapshot that makes it whole; returns with the archive's answer.
     async fn stream(&self, agreed: &Agreed) -> Result<Mark, RoleError> {
-        let shared = &self.volume.shared;
         let (messages, receiver) = mpsc::channel(QUEUE);
-        let mut archive = shared.archive();
+        let mut archive = self.primary.client();
         let call = archive.full_sync(ReceiverStream::new(receiver));
         let produce = self.produce(agreed, messages);
         tokio::pin!(call, produce);
-        let refused = |status| RoleError::from_status(shared.archive_name(), &status);
         let early = || RoleError::wrong_peer("the archive acknowledged half an image");
         tokio::select! {
             produced = &mut produce => {
                 // A queue that nobody reads any more: the answer says why.
                 let mark = produced?;
-                call.await.map_err(refused)?;
+                call.await.map_err(|s| self.refused(&s))?;
                 mark.ok_or_else(early)
             }
-            answer = &mut call => Err(answer.map_or_else(refused, |_| early())),
+            answer = &mut call => Err(answer.map_or_else(|s| self.refused(&s), |_| early())),
         }
     }
 

@@ -91,6 +91,9 @@ pub trait WalbDevice: Send + Sync + 'static {
     /// Empties the log: positions 0, new uuid and salt.
     fn reset_log(&self) -> BoxFuture<'_, Result<Info, RoleError>>;
 
+    /// Makes a larger size known; 0 asks for all that the data device has. Never smaller.
+    fn resize(&self, size: Lb) -> BoxFuture<'_, Result<Info, RoleError>>;
+
     /// Follows the device until all receivers are dropped.
     fn watch(&self) -> watch::Receiver<Seen>;
 

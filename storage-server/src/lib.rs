@@ -38,6 +38,7 @@ pub mod discard;
 pub mod follower;
 pub mod log;
 pub mod marks;
+pub mod peers;
 pub mod plan;
 pub mod progress;
 pub mod proxies;

@@ -23,5 +23,5 @@ enum Command {
 
 fn main() -> ExitCode {
     let Command::Serve(args) = Cli::parse().command;
-    run_main(args.log_json, |shutdown| serve(*args, shutdown))
+    run_main(args.log_json(), |shutdown| serve(*args, shutdown))
 }

@@ -9,7 +9,9 @@ use clap::Args;
 use proto::v1::Role;
 use proto::v1::storage_server::StorageServer;
 use serde::{Deserialize, Serialize};
+use server_kit::blocking;
 use server_kit::config;
+use server_kit::durable::RealDir;
 use server_kit::net::{Connector, Endpoint, Listener, RealConnector};
 use server_kit::role::RoleServer;
 use server_kit::shutdown::Shutdown;
@@ -19,6 +21,7 @@ use tonic::service::Routes;
 
 use crate::device::Devices;
 use crate::device::control::ControlDevices;
+use crate::peers::{PeerNames, Peers};
 use crate::registry::{OpenDir, Registry, real_dirs};
 use crate::service::StorageService;
 use crate::shared::{Config, Shared};
@@ -78,6 +81,10 @@ pub struct ServeArgs {
     pub log_json: bool,
 }
 
+fn missing(key: &str) -> String {
+    format!("{key} is missing: give --{key} or put it in the file")
+}
+
 fn size(given: Option<Size>, key: &str, default: u64, min: u64) -> anyhow::Result<u64> {
     let size = given.map_or(default, |Size(bytes)| bytes);
     anyhow::ensure!(size >= min, "{key} is too small: at least {min} bytes are needed");
@@ -91,18 +98,32 @@ fn time(given: Option<Span>, key: &str, default: Duration) -> anyhow::Result<Dur
 }
 
 impl ServeArgs {
+    /// Whether flags or file ask for a log in JSON; a file that cannot be read is for [`serve`] to
+    /// complain about.
+    #[must_use]
+    pub fn log_json(&self) -> bool {
+        let settings = config::load(self.config.as_deref(), self.clone());
+        settings.is_ok_and(|s| s.log_json)
+    }
+
+    /// Whom the flags name.
+    ///
+    /// # Errors
+    /// Names the key that is missing.
+    pub fn peers(&self) -> anyhow::Result<PeerNames> {
+        anyhow::ensure!(!self.proxy.is_empty(), missing("proxy"));
+        let archive = self.archive.clone().with_context(|| missing("archive"))?;
+        Ok(PeerNames::at(archive, self.proxy.clone()))
+    }
+
     /// The settings, complete and checked.
     ///
     /// # Errors
     /// Names the key that is missing or wrong.
     pub fn checked(&self) -> anyhow::Result<Config> {
-        let missing = |key: &str| format!("{key} is missing: give --{key} or put it in the file");
-        anyhow::ensure!(!self.proxy.is_empty(), missing("proxy"));
         let second = Duration::from_secs(1);
         Ok(Config {
             id: self.id.clone().with_context(|| missing("id"))?,
-            archive: self.archive.clone().with_context(|| missing("archive"))?,
-            proxies: self.proxy.clone(),
             max_wlog_send: size(self.max_wlog_send, "max-wlog-send", 128 << 20, MIN_WLOG_SEND)?,
             snapshot_interval: time(self.snapshot_interval, "snapshot-interval", second)?,
             retry_min: time(self.retry_min, "retry-min", second)?,
@@ -151,7 +172,14 @@ impl StorageRole {
         let listener = Listener::bind(&listen, args.insecure).await?;
         let World { connector, devices, open_dir } = world;
         let id = config.id.clone();
-        let shared = Arc::new(Shared::new(config, &*connector, devices, shutdown.clone()));
+        let (flags, path, open) = (args.peers()?, base.clone(), Arc::clone(&open_dir));
+        let find = move || {
+            let dir = RealDir::open_base(path, "storage")?;
+            dir.remove_tmp_dirs()?;
+            Peers::open(open(dir), flags, connector)
+        };
+        let peers = blocking::run(find).await?;
+        let shared = Arc::new(Shared::new(config, peers, devices, shutdown.clone()));
         let known = Some(base.clone());
         let registry = Arc::new(Registry::open(base, Arc::clone(&shared), open_dir).await?);
         let operations = shared.operations.clone();

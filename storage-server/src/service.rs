@@ -10,20 +10,22 @@ use futures::stream::{self, StreamExt};
 use proto::convert::uuid_bytes;
 use proto::v1::storage_server::Storage;
 use proto::v1::{
-    Empty, FullBackupRequest, InitStorageRequest, KickReply, KickStorageRequest, Operation,
-    ResetStorageRequest, SnapshotReply, StartStorageRequest, StopMode, StopRequest, StorageMode,
-    StorageVolume, StorageVolumeList, VolumeRef,
+    Empty, FullBackupRequest, InitStorageRequest, KickReply, KickStorageRequest, Operation, Peers,
+    ResetStorageRequest, ResizeRequest, SnapshotReply, StartStorageRequest, StopMode, StopRequest,
+    StorageMode, StorageVolume, StorageVolumeList, VolumeRef,
 };
 use server_kit::error::{Reason, RoleError};
 use server_kit::volume_name::VolumeName;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use wdiff_format::gid::Gid;
+use wlog_format::units::Lb;
 
 use crate::backup;
 use crate::book::Record;
 use crate::device::Info;
 use crate::device::address::DeviceAddress;
+use crate::peers::PeerNames;
 use crate::registry::{Entry, Registry, damaged};
 use crate::shared::Shared;
 use crate::state::State;
@@ -134,6 +136,32 @@ impl Storage for StorageService {
         Ok(Response::new(backup::start(&volume, bulk_bytes, resume)?))
     }
 
+    async fn forget_backup(&self, r: Request<VolumeRef>) -> Result<Response<Empty>, Status> {
+        let volume = self.volume(&r.get_ref().volume)?;
+        detached(async move { volume.forget_backup().await.map(|()| Empty {}) }).await
+    }
+
+    async fn resize(&self, r: Request<ResizeRequest>) -> Result<Response<Empty>, Status> {
+        let ResizeRequest { volume, size_lb } = r.into_inner();
+        let volume = self.volume(&volume)?;
+        detached(async move { volume.resize(Lb(size_lb)).await.map(|()| Empty {}) }).await
+    }
+
+    async fn get_peers(&self, _: Request<Empty>) -> Result<Response<Peers>, Status> {
+        Ok(Response::new(self.shared.peers.describe().await))
+    }
+
+    async fn set_peers(&self, r: Request<Peers>) -> Result<Response<Empty>, Status> {
+        let names = PeerNames::parse(r.into_inner())?;
+        let (shared, registry) = (Arc::clone(&self.shared), Arc::clone(&self.registry));
+        detached(async move {
+            shared.peers.set(names).await?;
+            registry.volumes().iter().for_each(|v| v.wake.notify_one());
+            Ok(Empty {})
+        })
+        .await
+    }
+
     async fn take_snapshot(
         &self,
         r: Request<VolumeRef>,
@@ -167,7 +195,7 @@ impl Storage for StorageService {
             "" => self.registry.volumes(),
             name => vec![self.volume(name)?],
         };
-        self.shared.proxies.kick();
+        self.shared.peers.now().proxies.kick();
         let kicked = volumes.iter().filter(|v| v.kick()).map(|v| v.name.to_string()).collect();
         Ok(Response::new(KickReply { kicked }))
     }

@@ -3,27 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::v1::archive_client::ArchiveClient;
-use server_kit::net::{Connector, Endpoint};
 use server_kit::operations::Operations;
 use server_kit::shutdown::Shutdown;
 use server_kit::volume_name::ServerId;
-use tonic::transport::Channel;
 use wlog_format::units::{BlockSize, Pb};
 
 use crate::budget::Budget;
 use crate::device::Devices;
-use crate::proxies::ProxySet;
+use crate::peers::Peers;
 
 /// Settings, complete and checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Id of this server.
     pub id: ServerId,
-    /// The primary archive.
-    pub archive: Endpoint,
-    /// The proxies in order of priority.
-    pub proxies: Vec<Endpoint>,
     /// Most log of one transfer, in bytes.
     pub max_wlog_send: u64,
     /// Shortest time between implicit snapshots.
@@ -53,10 +46,8 @@ pub struct Shared {
     /// Memory for scans of data devices: the other half, for they last long, and logs must be
     /// shipped meanwhile.
     pub scans: Budget,
-    /// Where logs go.
-    pub proxies: ProxySet,
-    /// Where backups go.
-    archive: Channel,
+    /// Where logs and backups go.
+    pub peers: Peers,
     /// Where devices come from.
     pub devices: Arc<dyn Devices>,
     /// Long jobs.
@@ -70,31 +61,18 @@ impl Shared {
     #[must_use]
     pub fn new(
         config: Config,
-        connector: &dyn Connector,
+        peers: Peers,
         devices: Arc<dyn Devices>,
         shutdown: Shutdown,
     ) -> Self {
         Self {
             budget: Budget::new(config.buffer_memory / 2),
             scans: Budget::new(config.buffer_memory / 2),
-            proxies: ProxySet::new(connector, &config.proxies),
-            archive: connector.channel(&config.archive),
+            peers,
             devices,
             operations: Operations::new(),
             shutdown,
             config,
         }
-    }
-
-    /// A client of the primary archive.
-    #[must_use]
-    pub fn archive(&self) -> ArchiveClient<Channel> {
-        ArchiveClient::new(self.archive.clone())
-    }
-
-    /// Its name in messages.
-    #[must_use]
-    pub fn archive_name(&self) -> String {
-        format!("archive {}", self.config.archive)
     }
 }

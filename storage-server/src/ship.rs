@@ -181,7 +181,8 @@ impl Shipper {
             plan,
             budget: shared.budget.clone(),
         };
-        let (candidates, down) = shared.proxies.candidates();
+        let peers = shared.peers.now();
+        let (candidates, down) = peers.proxies.candidates();
         let refusal = |address: &str, reason: Reason, message: String| ProxyRefusal {
             address: address.to_owned(),
             reason: reason.into(),
@@ -200,7 +201,7 @@ impl Shipper {
                 Err(TransferError::Log(error)) => return Err(self.log_failed(error).await),
                 Err(TransferError::Proxy(error)) => {
                     if error.reason() == Reason::Unreachable {
-                        shared.proxies.mark_down(&proxy);
+                        peers.proxies.mark_down(&proxy);
                     }
                     let (reason, message) = (error.reason(), error.full_message());
                     refusals.push(refusal(&proxy.address, reason, message));

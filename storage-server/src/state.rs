@@ -52,6 +52,14 @@ pub enum State {
     Reset,
 }
 
+impl State {
+    /// Whether a backup runs.
+    #[must_use]
+    pub fn is_backup(self) -> bool {
+        self == Self::FullSync
+    }
+}
+
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&format!("{self:?}"))

@@ -15,7 +15,7 @@ use server_kit::volume_name::VolumeName;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wdiff_format::gid::Gid;
-use wlog_format::units::{Lsid, Pb};
+use wlog_format::units::{Lb, Lsid, Pb};
 
 use crate::book::{Book, Gap, History};
 use crate::device::{Info, Seen, WalbDevice};
@@ -241,18 +241,52 @@ impl Volume {
         Ok(())
     }
 
+    /// An interrupted full backup is never resumed after this: what it has shipped may be dropped.
+    ///
+    /// # Errors
+    /// A backup runs; the record cannot be written.
+    pub async fn forget_backup(&self) -> Result<(), RoleError> {
+        let state = self.cell.state();
+        if state.is_backup() {
+            let error = RoleError::busy(&self.name, format!("{state} of {} runs", self.name));
+            return Err(error.with_next_step("wait for the backup, or cancel it"));
+        }
+        let update = self.book.update(|record| {
+            if let Some(history) = &mut record.history {
+                history.backup = None;
+            }
+            Ok(())
+        });
+        update.await
+    }
+
+    /// Makes a larger size of the data device known; 0 asks for all that it has.
+    ///
+    /// # Errors
+    /// Wrong state; a size that the device refuses; an unreachable device.
+    pub async fn resize(&self, size: Lb) -> Result<(), RoleError> {
+        let allowed = [State::SyncReady, State::Stopped, State::Target, State::Standby];
+        self.require(&allowed, "resize")?;
+        self.device.resize(size).await?;
+        Ok(())
+    }
+
+    /// Refuses unless the volume is in one of these states and stays there for now.
+    fn require(&self, allowed: &[State], attempt: &str) -> Result<(), RoleError> {
+        let view = self.cell.view();
+        if view.changing || view.stop != StopFlag::NotStopping || !allowed.contains(&view.state) {
+            let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
+            return Err(RoleError::wrong_state(&self.name, attempt, view.state, &allowed));
+        }
+        Ok(())
+    }
+
     /// Takes an explicit snapshot, which holds every write that the device had acknowledged before.
     ///
     /// # Errors
     /// Wrong state, lost logs, an unreachable device.
     pub async fn snapshot(&self) -> Result<Mark, RoleError> {
-        let view = self.cell.view();
-        let allowed = [State::Target, State::Stopped];
-        if view.changing || view.stop != StopFlag::NotStopping || !allowed.contains(&view.state) {
-            let allowed = allowed.map(|s| s.to_string());
-            let error = RoleError::wrong_state(&self.name, "snapshot", view.state, &allowed);
-            return Err(error);
-        }
+        self.require(&[State::Target, State::Stopped], "snapshot")?;
         self.refuse_gap()?;
         self.snapshot_now().await
     }

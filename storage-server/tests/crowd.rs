@@ -14,11 +14,13 @@ use std::time::Duration;
 use block_io::device::BlockDevice;
 use block_io::sim::SimDisk;
 use futures::future::BoxFuture;
+use server_kit::durable::RealDir;
 use server_kit::error::RoleError;
 use server_kit::net::RealConnector;
 use server_kit::shutdown::Shutdown;
 use storage_server::device::address::DeviceAddress;
 use storage_server::device::{Devices, Info, Positions, Seen, Status, WalbDevice};
+use storage_server::peers::{PeerNames, Peers};
 use storage_server::registry::{Registry, real_dirs};
 use storage_server::shared::{Config, Shared};
 use tokio::sync::watch;
@@ -93,6 +95,9 @@ impl WalbDevice for Quiet {
     fn reset_log(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
         self.info()
     }
+    fn resize(&self, _: Lb) -> BoxFuture<'_, Result<Info, RoleError>> {
+        self.info()
+    }
     fn watch(&self) -> watch::Receiver<Seen> {
         self.seen.subscribe()
     }
@@ -115,8 +120,6 @@ async fn quiet_devices() -> QuietDevices {
 fn config() -> Config {
     Config {
         id: "s0".parse().unwrap(),
-        archive: "unix:/nonexistent/a0".parse().unwrap(),
-        proxies: vec!["unix:/nonexistent/p0".parse().unwrap()],
         max_wlog_send: 1 << 20,
         snapshot_interval: Duration::from_millis(10),
         retry_min: Duration::from_millis(10),
@@ -134,7 +137,11 @@ async fn hundreds_of_idle_volumes_need_no_thread_and_do_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let devices = quiet_devices().await;
     let asked = Arc::clone(&devices.asked);
-    let shared = Shared::new(config(), &RealConnector, Arc::new(devices), Shutdown::new());
+    let base = Arc::new(RealDir::open_base(dir.path().join("s0"), "storage").unwrap());
+    let archive = "unix:/nonexistent/a0".parse().unwrap();
+    let flags = PeerNames::at(archive, vec!["unix:/nonexistent/p0".parse().unwrap()]);
+    let peers = Peers::open(base, flags, Arc::new(RealConnector)).unwrap();
+    let shared = Shared::new(config(), peers, Arc::new(devices), Shutdown::new());
     let registry =
         Registry::open(dir.path().join("s0"), Arc::new(shared), real_dirs()).await.unwrap();
     for i in 0..VOLUMES {

@@ -62,7 +62,7 @@ fn flags_are_enough_and_sigterm_ends_it_well() {
 #[test]
 fn a_file_is_enough_too() {
     let dir = tempfile::tempdir().unwrap();
-    let mut text = String::from("max-wlog-send = '64M'\nretry-max = '5s'\n");
+    let mut text = String::from("max-wlog-send = '64M'\nretry-max = '5s'\nlog-json = true\n");
     for (key, value) in flags(dir.path()) {
         match value.split_once(',') {
             Some((a, b)) => text.push_str(&format!("{key} = ['{a}', '{b}']\n")),
@@ -74,7 +74,9 @@ fn a_file_is_enough_too() {
     let mut command = program();
     command.arg("--config").arg(file);
     let output = serve_and_stop(command, &dir.path().join("s0.sock"));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    assert!(log.lines().count() > 0 && log.lines().all(|line| line.starts_with('{')), "{log}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ impl RoleCommand {
                 run_main(args.log_json, |shutdown| device_server::serve(*args, shutdown))
             }
             Self::Storage(Verb::Serve(args)) => {
-                run_main(args.log_json, |shutdown| storage_server::serve::serve(*args, shutdown))
+                run_main(args.log_json(), |shutdown| storage_server::serve::serve(*args, shutdown))
             }
             Self::Proxy(Verb::Serve(args)) => {
                 run_main(args.log_json(), |shutdown| proxy_server::serve(*args, shutdown))

@@ -12,7 +12,9 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use proto::convert;
 use proto::v1::device_control_client::DeviceControlClient;
-use proto::v1::{DeviceEvent, DeviceVolume, LogPositions, SetOldestRequest, VolumeRef};
+use proto::v1::{
+    DeviceEvent, DeviceVolume, LogPositions, ResizeRequest, SetOldestRequest, VolumeRef,
+};
 use server_kit::error::RoleError;
 use server_kit::net::{Connector, Endpoint};
 use server_kit::retry::Backoff;
@@ -162,6 +164,12 @@ impl WalbDevice for ControlDevice {
             let reply = reply.map_err(|s| RoleError::from_status(self.peer(), &s))?;
             self.parsed(reply.into_inner())
         })
+    }
+
+    fn resize(&self, size: Lb) -> BoxFuture<'_, Result<Info, RoleError>> {
+        let mut client = self.client.clone();
+        let request = ResizeRequest { volume: self.address.name.clone(), size_lb: size.0 };
+        Box::pin(async move { self.parsed(self.answer(client.resize(request)).await?) })
     }
 
     fn watch(&self) -> watch::Receiver<Seen> {

@@ -45,7 +45,11 @@ pub struct StubArchive {
 
 impl StubArchive {
     pub async fn start(dir: &Path) -> Self {
-        let endpoint = Endpoint::Unix(dir.join("a0.sock"));
+        Self::start_as(dir, "a0").await
+    }
+
+    pub async fn start_as(dir: &Path, name: &str) -> Self {
+        let endpoint = Endpoint::Unix(dir.join(format!("{name}.sock")));
         let (disk, hanging): (Arc<Mutex<Disk>>, Arc<Notify>) = Default::default();
         let listener = Listener::bind(&endpoint, false).await.unwrap();
         let service = Service { disk: Arc::clone(&disk), hanging: Arc::clone(&hanging) };

@@ -25,7 +25,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::Channel;
-use wlog_format::units::Lsid;
+use wlog_format::units::{Lb, Lsid};
 
 use super::proxy::Wire;
 
@@ -162,6 +162,9 @@ impl WalbDevice for WatchedDevice {
     fn reset_log(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
         self.0.reset_log()
     }
+    fn resize(&self, size: Lb) -> BoxFuture<'_, Result<Info, RoleError>> {
+        self.0.resize(size)
+    }
     fn watch(&self) -> watch::Receiver<Seen> {
         self.0.watch()
     }
@@ -188,7 +191,7 @@ impl Default for StorageOptions {
 
 pub struct Storage {
     runtime: Option<Runtime>,
-    args: ServeArgs,
+    pub args: ServeArgs,
     wire: Wire,
     pub base: PathBuf,
     channel: Channel,
