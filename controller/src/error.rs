@@ -70,6 +70,18 @@ pub enum ControlError {
         /// Its last report.
         operation: Box<v1::Operation>,
     },
+    /// A server was restarted while it worked on a long job, and does not know it any more.
+    #[error(
+        "{server} was restarted while its {} of {} ran; type the command again: it goes on",
+        operation.kind,
+        operation.volume
+    )]
+    Forgotten {
+        /// Name of the server.
+        server: String,
+        /// The last report before.
+        operation: Box<v1::Operation>,
+    },
     /// The servers are not in the state that the operation needs.
     #[error("{message}; {next_step}")]
     Precondition {
@@ -113,6 +125,7 @@ impl ControlError {
             }
             Self::Refused { .. }
             | Self::Operation { .. }
+            | Self::Forgotten { .. }
             | Self::Precondition { .. }
             | Self::Timeout { .. } => Exit::Failed,
         }

@@ -3,7 +3,8 @@
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use proto::v1;
+
+use crate::ops::Event;
 
 /// A bar that follows the reports of one operation.
 #[derive(Debug)]
@@ -26,8 +27,12 @@ impl Progress {
         Self { bar }
     }
 
-    /// Takes in a report.
-    pub(super) fn show(&self, operation: &v1::Operation) {
+    /// Takes in a report; a note is a line of its own.
+    pub(super) fn show(&self, event: Event<'_>) {
+        let operation = match event {
+            Event::Progress(operation) => operation,
+            Event::Note(text) => return self.bar.suspend(|| eprintln!("walbc: {text}")),
+        };
         if operation.total_bytes > 0 {
             self.bar.set_length(operation.total_bytes);
         }

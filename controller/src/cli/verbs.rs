@@ -8,7 +8,7 @@ use super::progress::Progress;
 use crate::client::Controller;
 use crate::error::{ControlError, Exit};
 use crate::group::ServerRole;
-use crate::ops::{archive, backup, look, recover, run as running, setup, sync};
+use crate::ops::{Event, archive, backup, look, recover, run as running, setup, sync};
 
 type Answer = Result<(Report, Exit), ControlError>;
 
@@ -128,7 +128,7 @@ async fn backup_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
         Verb::FullBackup { target: t, bulk } => {
             let progress = Progress::new(json);
             let options = backup::FullBackupOptions { bulk_bytes: bulk.unwrap_or_default() };
-            let seen = &mut |op: &v1::Operation| progress.show(op);
+            let seen = &mut |event: Event<'_>| progress.show(event);
             let gid = backup::full_backup(ctl, &t.server, &t.volume, options, seen).await?;
             done(Report::value("gid", gid))
         }
@@ -161,7 +161,7 @@ async fn archive_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
         }
         Verb::Restore { target: t, point, to, dry_run: false } => {
             let progress = Progress::new(json);
-            let seen = &mut |op: &v1::Operation| progress.show(op);
+            let seen = &mut |event: Event<'_>| progress.show(event);
             let (point, to) = (point.point(), to.clone());
             let plan = archive::restore(ctl, &t.server, &t.volume, point, to, seen).await?;
             done(output::plan(&plan, false))
@@ -176,7 +176,7 @@ async fn archive_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
         Verb::Diffs(t) => done(output::diffs(&archive::diffs(ctl, &t.server, &t.volume).await?)),
         Verb::Apply { target: t, gid } => {
             let progress = Progress::new(json);
-            let seen = &mut |op: &v1::Operation| progress.show(op);
+            let seen = &mut |event: Event<'_>| progress.show(event);
             archive::apply(ctl, &t.server, &t.volume, *gid, seen).await?;
             done(Report::done())
         }
@@ -250,7 +250,7 @@ async fn run_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
         }
         Verb::Wait { id } => {
             let progress = Progress::new(json);
-            let ended = running::wait(ctl, id, &mut |op| progress.show(op)).await?;
+            let ended = running::wait(ctl, id, &mut |event| progress.show(event)).await?;
             done(output::operations(&[(String::new(), ended)]))
         }
         Verb::Cancel { id } => {

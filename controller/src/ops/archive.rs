@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use proto::v1;
 use proto::v1::restore_request::Point;
 
-use super::run;
+use super::{Watch, lost, run};
 use crate::client::{At, Controller, volume_ref};
 use crate::error::ControlError;
 
@@ -77,12 +77,12 @@ pub async fn restore(
     volume: &str,
     point: RestorePoint,
     to: Option<PathBuf>,
-    seen: &mut (dyn FnMut(&v1::Operation) + Send),
+    watch: Watch<'_>,
 ) -> Result<v1::RestorePlan, ControlError> {
     let reply = call_restore(ctl, archive, volume, point, to, false).await?;
     let (server, _) = ctl.archive(archive)?;
     if let Some(operation) = reply.operation {
-        run::follow(ctl, server, operation, seen).await?;
+        run::follow(ctl, server, operation, watch).await?;
     }
     Ok(reply.plan.unwrap_or_default())
 }
@@ -137,10 +137,90 @@ pub async fn apply(
     archive: &str,
     volume: &str,
     gid: u64,
-    seen: &mut (dyn FnMut(&v1::Operation) + Send),
+    watch: Watch<'_>,
 ) -> Result<(), ControlError> {
-    let (server, mut client) = ctl.archive(archive)?;
+    let (server, client) = ctl.archive(archive)?;
     let request = v1::SnapshotRef { volume: volume.to_owned(), gid };
-    let operation = client.apply(request).await.at(server)?;
-    run::follow(ctl, server, operation, seen).await.map(drop)
+    let call = async || client.clone().apply(request.clone()).await.at(server);
+    lost::start_and_follow(ctl, server, ("apply", volume), watch, call).await.map(drop)
+}
+
+/// Makes one wdiff of those between two snapshots; what lies between is not restorable any more.
+/// Nothing to do where it is one already.
+///
+/// # Errors
+/// The gids are no ends of wdiffs, an explicit snapshot lies between, another operation runs.
+pub async fn merge(
+    ctl: &Controller,
+    archive: &str,
+    volume: &str,
+    (gid_begin, gid_end): (u64, u64),
+    watch: Watch<'_>,
+) -> Result<(), ControlError> {
+    if has_diff(ctl, archive, volume, (gid_begin, gid_end)).await? {
+        return Ok(());
+    }
+    let (server, client) = ctl.archive(archive)?;
+    let request = v1::MergeRequest {
+        volume: volume.to_owned(),
+        gid_begin,
+        until: Some(v1::merge_request::Until::GidEnd(gid_end)),
+    };
+    let call = async || client.clone().merge(request.clone()).await.at(server);
+    lost::start_and_follow(ctl, server, ("merge", volume), watch, call).await?;
+    if has_diff(ctl, archive, volume, (gid_begin, gid_end)).await? {
+        return Ok(());
+    }
+    Err(ControlError::Precondition {
+        message: format!(
+            "{archive} has merged, but has no wdiff of {volume} from {gid_begin} to {gid_end}"
+        ),
+        next_step: format!("`walbc diffs {archive} {volume}` shows what there is"),
+    })
+}
+
+async fn has_diff(
+    ctl: &Controller,
+    archive: &str,
+    volume: &str,
+    (begin, end): (u64, u64),
+) -> Result<bool, ControlError> {
+    let clean =
+        |s: Option<v1::Snapshot>, gid| s.is_some_and(|s| (s.gid_begin, s.gid_end) == (gid, gid));
+    let diffs = diffs(ctl, archive, volume).await?;
+    let diffs = diffs.into_iter().filter_map(|entry| entry.diff);
+    Ok(diffs.into_iter().any(|diff| clean(diff.begin, begin) && clean(diff.end, end)))
+}
+
+/// Says of snapshots that merges keep them, or that they may take them. Returns the gids where that
+/// is a change.
+///
+/// # Errors
+/// No wdiff begins at a gid; an apply or a merge runs.
+pub async fn set_explicit(
+    ctl: &Controller,
+    archive: &str,
+    volume: &str,
+    gids: &[u64],
+    is_explicit: bool,
+) -> Result<Vec<u64>, ControlError> {
+    let (server, client) = ctl.archive(archive)?;
+    let volume = volume.to_owned();
+    let request = v1::SetExplicitRequest { volume, gids: gids.to_vec(), is_explicit };
+    let call = async || client.clone().set_explicit(request.clone()).await.at(server);
+    Ok(lost::again(call).await?.changed)
+}
+
+/// Removes wdiffs that no reachable snapshot needs; returns their names.
+///
+/// # Errors
+/// Another operation runs there; unknown or unreachable archive, unknown volume.
+pub async fn gc(
+    ctl: &Controller,
+    archive: &str,
+    volume: &str,
+) -> Result<Vec<String>, ControlError> {
+    let (server, client) = ctl.archive(archive)?;
+    let call = async || client.clone().gc(volume_ref(volume)).await.at(server);
+    Ok(lost::again(call).await?.removed)
 }

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use proto::v1;
+use server_kit::error::Reason;
 
-use super::{archive, look, recover, run, setup, sync, wait_for};
+use super::prepare::{self, Earlier, Kind};
+use super::{Watch, archive, look, lost, peers, recover, run, setup, sync, wait_for};
 use crate::client::{At, Controller, volume_ref};
 use crate::error::ControlError;
-use crate::group::ServerRole;
+use crate::group::{Server, ServerRole};
 
 /// How long a snapshot may take to become restorable before we say that it does not.
 const RESTORABLE_LIMIT: Duration = Duration::from_secs(600);
@@ -34,63 +36,63 @@ pub struct SnapshotTaken {
 ///
 /// The storage server to `SyncReady`, the primary archive initialised and on every proxy's list.
 /// An archive that holds history is not thrown away silently: that is an error with the command.
-async fn prepare(ctl: &Controller, storage: &str, volume: &str) -> Result<(), ControlError> {
-    ctl.storage(storage)?;
-    if setup::state(ctl, storage, volume).await? == look::CLEAR {
-        return Err(ControlError::Precondition {
-            message: format!("{storage} does not know a volume {volume:?}"),
-            next_step: format!(
-                "`walbc init-storage {storage} {volume} --device CONTROL#{volume}` first"
+async fn prepare_full(
+    ctl: &Controller,
+    storage: &str,
+    volume: &str,
+    primary: &Server,
+    watch: Watch<'_>,
+) -> Result<(), ControlError> {
+    let state = setup::state(ctl, storage, volume).await?;
+    let step = prepare::leg_step(Kind::Full, &state, storage, volume)?;
+    prepare::others_are_quiet(ctl, storage, volume).await?;
+    match archive_step(ctl, primary, volume).await? {
+        ArchiveStep::Nothing => {}
+        ArchiveStep::Init => setup::init_archive(ctl, &primary.name, volume).await?,
+    }
+    prepare::ready_leg(ctl, storage, volume, step).await?;
+    // What an interrupted backup has shipped is dropped now: it must not be resumed any more, also
+    // when nothing but this line and the next ones was reached.
+    forget_backup(ctl, storage, volume).await?;
+    let others = prepare::only_primary(ctl, volume, Kind::Full, primary, watch).await?;
+    prepare::note_others(&others, volume, Kind::Full, &primary.name, watch);
+    Ok(())
+}
+
+enum ArchiveStep {
+    Nothing,
+    Init,
+}
+
+async fn archive_step(
+    ctl: &Controller,
+    primary: &Server,
+    volume: &str,
+) -> Result<ArchiveStep, ControlError> {
+    let primary = &primary.name;
+    match setup::state(ctl, primary, volume).await?.as_str() {
+        look::CLEAR => Ok(ArchiveStep::Init),
+        "SyncReady" => Ok(ArchiveStep::Nothing),
+        state => Err(ControlError::Precondition {
+            message: format!(
+                "{volume} is {state} at {primary}: a full backup would replace its history"
             ),
-        });
+            next_step: format!(
+                "to go on with it: `walbc hash-backup`; to start anew: \
+                 `walbc stop {primary} {volume}`, `walbc reset {primary} {volume}`"
+            ),
+        }),
     }
-    for other in ctl.names(ServerRole::Storage).into_iter().filter(|name| name != storage) {
-        let state = setup::state(ctl, &other, volume).await?;
-        if !matches!(state.as_str(), "Standby" | look::CLEAR) {
-            return Err(ControlError::Precondition {
-                message: format!("{volume} is {state} at {other}; only one leg may be shipped"),
-                next_step: format!("`walbc go-standby {other} {volume}` first"),
-            });
-        }
+}
+
+async fn forget_backup(ctl: &Controller, storage: &str, volume: &str) -> Result<(), ControlError> {
+    let (server, client) = ctl.storage(storage)?;
+    let forget = async || client.clone().forget_backup(volume_ref(volume)).await.at(server);
+    match lost::again(forget).await {
+        // A storage server of a version before this one forgets when the backup starts.
+        Err(ControlError::Refused { error, .. }) if error.reason() == Reason::WrongPeer => Ok(()),
+        answer => answer.map(drop),
     }
-    let primary = ctl.group().primary()?.name.clone();
-    match setup::state(ctl, &primary, volume).await?.as_str() {
-        look::CLEAR => {
-            let (server, mut client) = ctl.archive(&primary)?;
-            client.init(volume_ref(volume)).await.at(server)?;
-        }
-        "SyncReady" => {}
-        state => {
-            return Err(ControlError::Precondition {
-                message: format!(
-                    "{volume} is {state} at {primary}: a full backup would replace its history"
-                ),
-                next_step: format!(
-                    "to start anew: `walbc stop {primary} {volume}`, \
-                     `walbc reset {primary} {volume}`"
-                ),
-            });
-        }
-    }
-    match setup::state(ctl, storage, volume).await?.as_str() {
-        "SyncReady" => {}
-        "Standby" => setup::stop(ctl, storage, volume, v1::StopMode::Graceful).await?,
-        "Stopped" => setup::reset(ctl, storage, volume).await?,
-        state => {
-            return Err(ControlError::Precondition {
-                message: format!("{volume} is {state} at {storage}"),
-                next_step: format!(
-                    "a full backup starts from SyncReady, Standby or Stopped: \
-                     `walbc stop {storage} {volume}` first"
-                ),
-            });
-        }
-    }
-    for archive in ctl.names(ServerRole::Archive) {
-        // A list that differs between proxies is mended by taking the archive off all of them.
-        sync::stop_synchronizing(ctl, &archive, volume).await?;
-    }
-    sync::start_synchronizing(ctl, &primary, volume).await
 }
 
 /// Whether an interrupted backup can go on: the storage server has kept its log, and the proxies
@@ -99,16 +101,24 @@ async fn is_resumable(
     ctl: &Controller,
     storage: &str,
     volume: &str,
-    primary: &str,
+    primary: &Server,
 ) -> Result<bool, ControlError> {
-    let state = look::storage_volume(ctl, storage, volume).await?;
-    Ok(state.backup_resumable && sync::is_synchronizing(ctl, primary, volume).await?)
+    let leg = look::storage_volume(ctl, storage, volume).await?;
+    if !leg.backup_resumable {
+        return Ok(false);
+    }
+    match sync::is_synchronizing(ctl, &primary.name, volume).await {
+        Ok(listed) => Ok(listed),
+        // Some proxies have dropped their queue, or one may be gone with it.
+        Err(ControlError::Precondition { .. } | ControlError::Unreachable { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Copies the whole volume to the primary archive, with continuous backup from then on.
 ///
-/// An interrupted one goes on where the archive has its last block. Returns the gid of the first
-/// restorable snapshot, when it is restorable.
+/// An interrupted one goes on where the archive has its last block; one that runs is waited for.
+/// Returns the gid of the first restorable snapshot, when it is restorable.
 ///
 /// # Errors
 /// A server in the wrong state, unreachable, or too small; each names the next step.
@@ -117,28 +127,56 @@ pub async fn full_backup(
     storage: &str,
     volume: &str,
     options: FullBackupOptions,
-    seen: &mut (dyn FnMut(&v1::Operation) + Send),
+    watch: Watch<'_>,
 ) -> Result<u64, ControlError> {
-    let primary = ctl.group().primary()?.name.clone();
-    let resume = is_resumable(ctl, storage, volume, &primary).await?;
-    if !resume {
-        prepare(ctl, storage, volume).await?;
-    }
-    let (server, mut client) = ctl.storage(storage)?;
-    let bulk_bytes = options.bulk_bytes;
-    let request = v1::FullBackupRequest { volume: volume.to_owned(), bulk_bytes, resume };
-    let started = client.full_backup(request).await.at(server);
-    if started.is_err() && !resume {
-        // `prepare` dropped the proxies' queues: no earlier attempt may be resumed without them.
-        sync::stop_synchronizing(ctl, &primary, volume).await?;
-    }
-    let operation = run::follow(ctl, server, started?, seen).await?;
-    let gid = operation.gid.unwrap_or_default();
-    for proxy in ctl.names(ServerRole::Proxy) {
-        recover::kick_proxy(ctl, &proxy, volume, &primary).await?;
-    }
-    wait_restorable(ctl, &primary, volume, gid).await?;
+    let primary = peers::primary(ctl, storage).await?;
+    let (server, client) = ctl.storage(storage)?;
+    let gid = match prepare::earlier(ctl, storage, volume, Kind::Full, primary).await? {
+        Earlier::Ended(gid) => gid,
+        Earlier::Runs(operation) => {
+            let ended = run::follow(ctl, server, operation, watch).await?;
+            ended.gid.unwrap_or_default()
+        }
+        Earlier::None => {
+            let resume = is_resumable(ctl, storage, volume, primary).await?;
+            if !resume {
+                prepare_full(ctl, storage, volume, primary, watch).await?;
+            }
+            let bulk_bytes = options.bulk_bytes;
+            let request = v1::FullBackupRequest { volume: volume.to_owned(), bulk_bytes, resume };
+            let call = async || client.clone().full_backup(request.clone()).await.at(server);
+            let kind = (Kind::Full.verb(), volume);
+            let ended = lost::start_and_follow(ctl, server, kind, watch, call).await?;
+            ended.gid.unwrap_or_default()
+        }
+    };
+    arrive(ctl, primary, volume, gid).await?;
     Ok(gid)
+}
+
+/// Wakes the proxies and waits until the archive can restore a snapshot not older than `gid`;
+/// returns the newest.
+pub(crate) async fn arrive(
+    ctl: &Controller,
+    primary: &Server,
+    volume: &str,
+    gid: u64,
+) -> Result<u64, ControlError> {
+    for proxy in ctl.names(ServerRole::Proxy) {
+        match recover::kick_proxy(ctl, &proxy, volume, &primary.name).await {
+            // A kick only hurries; the status names a proxy that is down or lacks the archive.
+            Ok(_) | Err(ControlError::Unreachable { .. } | ControlError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let archive = &primary.name;
+    let what = format!("snapshot {gid} of {volume} becoming restorable at {archive}");
+    let next_step = format!("`walbc status {volume}` shows which step is behind");
+    wait_for(&what, &next_step, RESTORABLE_LIMIT, async || {
+        let newest = prepare::newest_restorable(ctl, archive, volume).await?;
+        Ok(newest.filter(|newest| *newest >= gid))
+    })
+    .await
 }
 
 /// Takes an explicit snapshot of a target volume, durable at the storage server.

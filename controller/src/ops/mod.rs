@@ -5,17 +5,38 @@
 
 pub mod archive;
 pub mod backup;
+pub mod device;
+mod drain;
+pub mod hash;
 pub mod look;
+mod lost;
+pub mod peers;
+mod prepare;
 pub mod recover;
+pub mod replicate;
+pub mod resize;
 pub mod run;
 pub mod setup;
 pub mod sync;
 
 use std::time::Duration;
 
+use proto::v1;
 use tokio::time::{Instant, sleep};
 
 use crate::error::ControlError;
+
+/// What an operation tells while it works.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// How a long job of a server stands.
+    Progress(&'a v1::Operation),
+    /// What whoever asked should know or do later.
+    Note(&'a str),
+}
+
+/// Who is told. `&mut |_| {}` is nobody.
+pub type Watch<'a> = &'a mut (dyn FnMut(Event<'_>) + Send);
 
 /// Pause between two looks at a server's state.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);

@@ -1,6 +1,7 @@
 //! Waking what waits: kicks end back-offs and send errors (semantics.md §3.6, §4.9).
 
 use proto::v1;
+use server_kit::error::Reason;
 
 use crate::client::{At, Controller};
 use crate::error::ControlError;
@@ -20,11 +21,15 @@ pub async fn kick_storage(
     Ok(client.kick(request).await.at(server)?.kicked)
 }
 
-/// Kicks the storage servers that know the volume.
+/// Kicks the storage servers that know the volume. One that does not answer needs no kick: it
+/// looks at everything when it comes back.
 pub(crate) async fn kick_storages(ctl: &Controller, volume: &str) -> Result<(), ControlError> {
     for storage in ctl.names(ServerRole::Storage) {
-        if super::setup::state(ctl, &storage, volume).await? != super::look::CLEAR {
-            kick_storage(ctl, &storage, volume).await?;
+        match kick_storage(ctl, &storage, volume).await {
+            Ok(_) | Err(ControlError::Unreachable { .. }) => {}
+            Err(ControlError::Refused { error, .. }) if error.reason() == Reason::UnknownVolume => {
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(())

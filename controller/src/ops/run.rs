@@ -1,8 +1,13 @@
 //! Running servers: who is alive, their long operations, shutdown.
 
+use std::time::Duration;
+
 use proto::v1;
+use server_kit::error::Reason;
+use tokio::time::{Instant, sleep};
 use tokio_stream::StreamExt;
 
+use super::{Event, Watch};
 use crate::client::{At, Controller};
 use crate::error::ControlError;
 use crate::group::Server;
@@ -16,36 +21,73 @@ pub struct RunningOperation {
     pub operation: v1::Operation,
 }
 
-/// Follows an operation until it has ended; `seen` gets every report on the way.
+/// How long a server that runs an operation may be out of reach before we give up watching it.
+const LOST_LIMIT: Duration = Duration::from_secs(30);
+
+/// Pause before a server that was out of reach is asked again.
+const LOST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Follows an operation until it has ended; `watch` gets every report on the way. A connection that
+/// breaks is made anew.
 ///
 /// # Errors
-/// [`ControlError::Operation`] unless it ends as done.
+/// [`ControlError::Operation`] unless it ends as done; [`ControlError::Forgotten`] when the server
+/// was restarted meanwhile; [`ControlError::Unreachable`] when it stays out of reach.
 pub async fn follow(
     ctl: &Controller,
     server: &Server,
     operation: v1::Operation,
-    seen: &mut (dyn FnMut(&v1::Operation) + Send),
+    watch: Watch<'_>,
 ) -> Result<v1::Operation, ControlError> {
-    let request = v1::OperationRef { id: operation.id.clone() };
-    let mut stream = ctl.host(server).watch_operation(request).await.at(server)?;
     let mut last = operation;
+    let mut heard = Instant::now();
+    loop {
+        let seen = &mut |report: &v1::Operation| {
+            heard = Instant::now();
+            watch(Event::Progress(report));
+        };
+        let broken = match reports(ctl, server, &mut last, seen).await {
+            Ok(()) => None,
+            Err(error @ ControlError::Unreachable { .. }) => Some(error),
+            Err(ControlError::Refused { error, .. }) if error.reason() == Reason::BadRequest => {
+                let server = server.name.clone();
+                return Err(ControlError::Forgotten { server, operation: Box::new(last) });
+            }
+            Err(error) => return Err(error),
+        };
+        match (last.status(), broken) {
+            (v1::OperationStatus::Done, _) => return Ok(last),
+            (v1::OperationStatus::Failed | v1::OperationStatus::Cancelled, _) => {
+                let server = server.name.clone();
+                return Err(ControlError::Operation { server, operation: Box::new(last) });
+            }
+            (_, Some(error)) if heard.elapsed() >= LOST_LIMIT => return Err(error),
+            (_, None) if heard.elapsed() >= LOST_LIMIT => {
+                return Err(ControlError::Unreachable {
+                    server: server.name.clone(),
+                    address: server.address.to_string(),
+                    message: format!("it stopped reporting on operation {}", last.id),
+                });
+            }
+            _ => sleep(LOST_PAUSE).await,
+        }
+    }
+}
+
+/// The reports of one connection, the newest in `last`.
+async fn reports(
+    ctl: &Controller,
+    server: &Server,
+    last: &mut v1::Operation,
+    seen: &mut (dyn FnMut(&v1::Operation) + Send),
+) -> Result<(), ControlError> {
+    let request = v1::OperationRef { id: last.id.clone() };
+    let mut stream = ctl.host(server).watch_operation(request).await.at(server)?;
     while let Some(report) = stream.next().await {
-        last = report.map_err(|status| ControlError::from_status(server, &status))?;
-        seen(&last);
+        *last = report.map_err(|status| ControlError::from_status(server, &status))?;
+        seen(last);
     }
-    match last.status() {
-        v1::OperationStatus::Done => Ok(last),
-        v1::OperationStatus::Failed | v1::OperationStatus::Cancelled => {
-            Err(ControlError::Operation { server: server.name.clone(), operation: Box::new(last) })
-        }
-        v1::OperationStatus::Running | v1::OperationStatus::Unspecified => {
-            Err(ControlError::Unreachable {
-                server: server.name.clone(),
-                address: server.address.to_string(),
-                message: format!("it stopped reporting on operation {}", last.id),
-            })
-        }
-    }
+    Ok(())
 }
 
 /// What a server says of itself.
@@ -105,10 +147,10 @@ async fn find<'a>(
 pub async fn wait(
     ctl: &Controller,
     id: &str,
-    seen: &mut (dyn FnMut(&v1::Operation) + Send),
+    watch: Watch<'_>,
 ) -> Result<v1::Operation, ControlError> {
     let (server, operation) = find(ctl, id).await?;
-    follow(ctl, server, operation, seen).await
+    follow(ctl, server, operation, watch).await
 }
 
 /// Asks the server of the operation to end it; returns its last report.

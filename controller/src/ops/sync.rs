@@ -4,10 +4,10 @@
 use proto::v1;
 
 use super::look::CLEAR;
-use super::setup;
+use super::{lost, setup};
 use crate::client::{At, Controller, or_clear, volume_ref};
 use crate::error::ControlError;
-use crate::group::ServerRole;
+use crate::group::{Server, ServerRole};
 
 /// Compression that proxies use towards archives unless told otherwise.
 pub const DEFAULT_COMPRESSION: &str = "zstd:1";
@@ -54,16 +54,21 @@ async fn while_stopped<F>(
 where
     F: AsyncFnOnce() -> Result<(), ControlError>,
 {
-    let was_started = setup::state(ctl, proxy, volume).await? == "Started";
-    if was_started {
+    if !matches!(setup::state(ctl, proxy, volume).await?.as_str(), "Stopped" | CLEAR) {
         setup::stop(ctl, proxy, volume, v1::StopMode::Graceful).await?;
     }
     let changed = change().await;
-    // The last archive taken away leaves nothing to start.
+    start_if_stopped(ctl, proxy, volume).await?;
+    changed
+}
+
+/// The last archive taken away leaves nothing to start. An earlier attempt that was killed half-way
+/// may have left the volume stopped.
+async fn start_if_stopped(ctl: &Controller, proxy: &str, volume: &str) -> Result<(), ControlError> {
     if setup::state(ctl, proxy, volume).await? == "Stopped" {
         setup::start(ctl, proxy, volume).await?;
     }
-    changed
+    Ok(())
 }
 
 /// Puts an archive on a proxy's list, or changes its entry there.
@@ -78,15 +83,36 @@ pub async fn put_archive_info(
 ) -> Result<(), ControlError> {
     let listed = entry(&proxy_volume(ctl, proxy, volume).await?, &info.name).is_some();
     let request = || v1::ArchiveInfoRequest { volume: volume.to_owned(), info: Some(info.clone()) };
+    let (server, client) = ctl.proxy(proxy)?;
     while_stopped(ctl, proxy, volume, async || {
-        let (server, mut client) = ctl.proxy(proxy)?;
-        if listed {
-            client.update_archive(request()).await.at(server).map(drop)
-        } else {
-            client.add_archive(request()).await.at(server).map(drop)
-        }
+        let put = async || match listed {
+            true => client.clone().update_archive(request()).await.at(server).map(drop),
+            false => client.clone().add_archive(request()).await.at(server).map(drop),
+        };
+        lost::surely(put, async || {
+            let now = proxy_volume(ctl, proxy, volume).await?;
+            Ok(entry(&now, &info.name).filter(|now| *now == info).map(drop))
+        })
+        .await
     })
     .await
+}
+
+/// Puts an archive on a proxy's list unless it is there with this address, and sees to it that the
+/// volume is started.
+pub(crate) async fn ensure_listed(
+    ctl: &Controller,
+    proxy: &str,
+    volume: &str,
+    info: &v1::ArchiveInfo,
+) -> Result<(), ControlError> {
+    let now = proxy_volume(ctl, proxy, volume).await?;
+    match entry(&now, &info.name) {
+        Some(listed) if listed.address == info.address => {
+            start_if_stopped(ctl, proxy, volume).await
+        }
+        _ => put_archive_info(ctl, proxy, volume, info).await,
+    }
 }
 
 /// Takes an archive off a proxy's list; its queue goes with it. Nothing to do where it is not.
@@ -100,12 +126,18 @@ pub async fn delete_archive_info(
     archive: &str,
 ) -> Result<(), ControlError> {
     if entry(&proxy_volume(ctl, proxy, volume).await?, archive).is_none() {
-        return Ok(());
+        return start_if_stopped(ctl, proxy, volume).await;
     }
+    let (server, client) = ctl.proxy(proxy)?;
+    let request = v1::ArchiveInfoRef { volume: volume.to_owned(), name: archive.to_owned() };
     while_stopped(ctl, proxy, volume, async || {
-        let (server, mut client) = ctl.proxy(proxy)?;
-        let request = v1::ArchiveInfoRef { volume: volume.to_owned(), name: archive.to_owned() };
-        client.delete_archive(request).await.at(server).map(drop)
+        let delete =
+            async || client.clone().delete_archive(request.clone()).await.at(server).map(drop);
+        lost::surely(delete, async || {
+            let now = proxy_volume(ctl, proxy, volume).await?;
+            Ok(entry(&now, archive).is_none().then_some(()))
+        })
+        .await
     })
     .await
 }
@@ -127,42 +159,56 @@ pub async fn copy_archive_info(
     Ok(infos.len())
 }
 
-/// Puts the archive on every proxy's list and wakes the storage servers.
+/// An archive of the group as a proxy's list wants it, with the usual settings.
+pub(crate) fn info_of(archive: &Server) -> v1::ArchiveInfo {
+    v1::ArchiveInfo {
+        name: archive.name.clone(),
+        address: archive.address.to_string(),
+        compression: DEFAULT_COMPRESSION.to_owned(),
+        send_delay_ms: 0,
+    }
+}
+
+/// Puts the archive on every proxy's list and wakes the storage servers. An entry that is there
+/// with the right address stays as it is.
 ///
 /// # Errors
-/// The first proxy or storage server that fails; calling again goes on from there.
+/// The first proxy that fails, after all others were asked; calling again goes on from there.
 pub async fn start_synchronizing(
     ctl: &Controller,
     archive: &str,
     volume: &str,
 ) -> Result<(), ControlError> {
-    let server = ctl.group().server_of(archive, ServerRole::Archive)?;
-    let info = v1::ArchiveInfo {
-        name: server.name.clone(),
-        address: server.address.to_string(),
-        compression: DEFAULT_COMPRESSION.to_owned(),
-        send_delay_ms: 0,
-    };
-    for proxy in ctl.names(ServerRole::Proxy) {
-        put_archive_info(ctl, &proxy, volume, &info).await?;
-    }
+    let info = info_of(ctl.group().server_of(archive, ServerRole::Archive)?);
+    at_each_proxy(ctl, async |proxy| ensure_listed(ctl, proxy, volume, &info).await).await?;
     super::recover::kick_storages(ctl, volume).await
 }
 
 /// Takes the archive off every proxy's list: wdiffs that wait for it are dropped.
 ///
 /// # Errors
-/// The first proxy or storage server that fails; calling again goes on from there.
+/// The first proxy that fails, after all others were asked; calling again goes on from there.
 pub async fn stop_synchronizing(
     ctl: &Controller,
     archive: &str,
     volume: &str,
 ) -> Result<(), ControlError> {
     ctl.group().server_of(archive, ServerRole::Archive)?;
-    for proxy in ctl.names(ServerRole::Proxy) {
-        delete_archive_info(ctl, &proxy, volume, archive).await?;
-    }
+    at_each_proxy(ctl, async |proxy| delete_archive_info(ctl, proxy, volume, archive).await)
+        .await?;
     super::recover::kick_storages(ctl, volume).await
+}
+
+/// Does the same at every proxy, also when one fails.
+async fn at_each_proxy(
+    ctl: &Controller,
+    work: impl AsyncFn(&str) -> Result<(), ControlError>,
+) -> Result<(), ControlError> {
+    let mut result = Ok(());
+    for proxy in ctl.names(ServerRole::Proxy) {
+        result = result.and(work(&proxy).await);
+    }
+    result
 }
 
 /// Whether every proxy has the archive on its list.

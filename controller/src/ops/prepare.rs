@@ -1,0 +1,213 @@
+//! What has to be so before a backup starts (semantics.md §6.3): one leg, quiet others, the primary
+//! archive on the list of every proxy and no other archive on any.
+//!
+//! Invariants: everything is looked at before anything is changed; a proxy that does not answer
+//! does not keep a volume unprotected, it is named with what heals it.
+
+use std::collections::BTreeSet;
+
+use proto::v1;
+
+use super::{Event, Watch, look, lost, setup, sync};
+use crate::client::Controller;
+use crate::error::ControlError;
+use crate::group::{Server, ServerRole};
+
+/// The two backups of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The whole volume is copied; the archive begins a history with it.
+    Full,
+    /// What differs is copied; the archive's history goes on.
+    Hash,
+}
+
+impl Kind {
+    /// The verb, which is the kind of the storage server's operation too.
+    pub(crate) const fn verb(self) -> &'static str {
+        match self {
+            Self::Full => "full-backup",
+            Self::Hash => "hash-backup",
+        }
+    }
+}
+
+/// How the storage server's leg gets to where a backup can start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LegStep {
+    /// It is there.
+    Nothing,
+    /// A standby is stopped.
+    Stop,
+    /// What a stopped target has not shipped is given up.
+    Reset,
+}
+
+/// An earlier attempt of whoever asks now.
+pub(crate) enum Earlier {
+    /// It still runs.
+    Runs(v1::Operation),
+    /// It has ended well, and its snapshot is not restorable yet.
+    Ended(u64),
+    /// There is none to go on with.
+    None,
+}
+
+/// Looks whether a backup that was begun before is still to be waited for.
+pub(crate) async fn earlier(
+    ctl: &Controller,
+    storage: &str,
+    volume: &str,
+    kind: Kind,
+    primary: &Server,
+) -> Result<Earlier, ControlError> {
+    let server = ctl.group().server_of(storage, ServerRole::Storage)?;
+    let mut operations = lost::operations_of(ctl, server, kind.verb(), volume).await?;
+    let Some(newest) = operations.pop() else { return Ok(Earlier::None) };
+    match (newest.status(), newest.gid) {
+        (v1::OperationStatus::Running, _) => Ok(Earlier::Runs(newest)),
+        (v1::OperationStatus::Done, Some(gid)) => {
+            let is_target = setup::state(ctl, storage, volume).await? == "Target";
+            let arrived = newest_restorable(ctl, &primary.name, volume).await? >= Some(gid);
+            Ok(if is_target && !arrived { Earlier::Ended(gid) } else { Earlier::None })
+        }
+        _ => Ok(Earlier::None),
+    }
+}
+
+/// The newest snapshot that an archive can restore, if there is one.
+pub(crate) async fn newest_restorable(
+    ctl: &Controller,
+    archive: &str,
+    volume: &str,
+) -> Result<Option<u64>, ControlError> {
+    let found = look::archive_volume(ctl, archive, volume).await?;
+    Ok((found.newest_restorable_s > 0).then_some(found.newest_restorable_gid))
+}
+
+/// The decision about the leg that is to be backed up.
+pub(crate) fn leg_step(
+    kind: Kind,
+    state: &str,
+    storage: &str,
+    volume: &str,
+) -> Result<LegStep, ControlError> {
+    let backup = kind.verb();
+    let (message, next_step) = match state {
+        "SyncReady" => return Ok(LegStep::Nothing),
+        "Standby" => return Ok(LegStep::Stop),
+        "Stopped" => return Ok(LegStep::Reset),
+        look::CLEAR => (
+            format!("{storage} does not know a volume {volume:?}"),
+            format!("`walbc init-storage {storage} {volume} --device CONTROL#{volume}` first"),
+        ),
+        "Target" => (
+            format!("{volume} is a target at {storage}: its log is being shipped"),
+            format!(
+                "`walbc stop {storage} {volume}` first, then `walbc {backup} {storage} {volume}`"
+            ),
+        ),
+        other => (
+            format!("{volume} is {other} at {storage}"),
+            format!(
+                "a {backup} starts from SyncReady, Standby or Stopped; `walbc operations` shows \
+                 what runs, `walbc status {volume}` what is wrong"
+            ),
+        ),
+    };
+    Err(ControlError::Precondition { message, next_step })
+}
+
+/// Every other leg must be one whose log nobody ships.
+pub(crate) async fn others_are_quiet(
+    ctl: &Controller,
+    storage: &str,
+    volume: &str,
+) -> Result<(), ControlError> {
+    for other in ctl.names(ServerRole::Storage).into_iter().filter(|name| name != storage) {
+        let state = setup::state(ctl, &other, volume).await?;
+        if !matches!(state.as_str(), "Standby" | look::CLEAR) {
+            return Err(ControlError::Precondition {
+                message: format!("{volume} is {state} at {other}; only one leg may be shipped"),
+                next_step: format!("`walbc go-standby {other} {volume}` first"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Brings the leg to `SyncReady`.
+pub(crate) async fn ready_leg(
+    ctl: &Controller,
+    storage: &str,
+    volume: &str,
+    step: LegStep,
+) -> Result<(), ControlError> {
+    match step {
+        LegStep::Nothing => Ok(()),
+        LegStep::Stop => setup::stop(ctl, storage, volume, v1::StopMode::Graceful).await,
+        LegStep::Reset => setup::reset(ctl, storage, volume).await,
+    }
+}
+
+/// Makes `primary` the only archive on the proxies' lists. Its queues stay for a hash backup, whose
+/// new log makes the archive refuse what is old, and go for a full one.
+///
+/// Returns the other archives that were on a list.
+pub(crate) async fn only_primary(
+    ctl: &Controller,
+    volume: &str,
+    kind: Kind,
+    primary: &Server,
+    watch: Watch<'_>,
+) -> Result<BTreeSet<String>, ControlError> {
+    let info = sync::info_of(primary);
+    let (mut others, mut silent, mut answered) = (BTreeSet::new(), None, false);
+    for proxy in ctl.names(ServerRole::Proxy) {
+        let change = async {
+            for listed in sync::archive_infos(ctl, &proxy, volume).await? {
+                let is_primary = listed.name == primary.name;
+                if !is_primary {
+                    others.insert(listed.name.clone());
+                }
+                if !is_primary || kind == Kind::Full {
+                    sync::delete_archive_info(ctl, &proxy, volume, &listed.name).await?;
+                }
+            }
+            sync::ensure_listed(ctl, &proxy, volume, &info).await
+        };
+        match change.await {
+            Ok(()) => answered = true,
+            Err(error @ ControlError::Unreachable { .. }) => {
+                watch(Event::Note(&format!(
+                    "{error}; when it is back: `walbc start-synchronizing {} {volume}`",
+                    primary.name
+                )));
+                silent = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match silent {
+        Some(error) if !answered => Err(error),
+        _ => Ok(others),
+    }
+}
+
+/// Tells how the archives that were synchronizing get back to it.
+pub(crate) fn note_others(
+    others: &BTreeSet<String>,
+    volume: &str,
+    kind: Kind,
+    primary: &str,
+    watch: Watch<'_>,
+) {
+    let resync = if kind == Kind::Full { " --resync" } else { "" };
+    for other in others {
+        watch(Event::Note(&format!(
+            "{other} does not follow {volume} any more, for it cannot follow a {}; afterwards \
+             `walbc replicate {primary} {volume} {other} --synchronizing{resync}` brings it back",
+            kind.verb()
+        )));
+    }
+}
