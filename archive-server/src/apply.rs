@@ -8,7 +8,7 @@
 use crate::archive::{Archive, turn};
 use crate::faults;
 use crate::image;
-use crate::jobs::{APPLY, Job};
+use crate::jobs::{APPLY, Job, KEEP, MERGE};
 use crate::volume::Volume;
 use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
@@ -19,6 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use wdiff_format::gid::{BaseState, Diff, Gid, walk};
 
+/// What must not run beside it (`semantics.md` §5.2).
+const EXCLUDED: [&str; 3] = [APPLY, MERGE, KEEP];
 /// Pauses between the attempts to finish an interrupted apply.
 const MEND_MIN: Duration = Duration::from_secs(1);
 const MEND_MAX: Duration = Duration::from_secs(300);
@@ -30,7 +32,7 @@ pub(crate) fn start(
     gid: Gid,
 ) -> Result<proto::v1::Operation, RoleError> {
     volume.require_active("apply")?;
-    let job = volume.jobs.begin(volume.name.as_str(), APPLY, &[APPLY])?;
+    let job = volume.jobs.begin(volume.name.as_str(), APPLY, &EXCLUDED)?;
     check_target(volume, gid)?;
     let (archive, volume) = (archive.clone(), volume.clone());
     let name = volume.name.clone();
@@ -67,7 +69,7 @@ fn check_target(volume: &Volume, gid: Gid) -> Result<(), RoleError> {
 pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
     let usable = volume.require_active(APPLY).is_ok();
     let Some(to) = volume.with(|c| c.base.applying_to()) else { return };
-    let Ok(job) = volume.jobs.begin(volume.name.as_str(), APPLY, &[APPLY]) else { return };
+    let Ok(job) = volume.jobs.begin(volume.name.as_str(), APPLY, &EXCLUDED) else { return };
     if !usable {
         return;
     }

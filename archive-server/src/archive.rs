@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use wdiff_format::compression::{Compression, CompressionKind};
 
 /// Applies and restores that work at a time; the others wait for their turn. Bounds open files.
 const WRITERS_MAX: usize = 4;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub max_open: usize,
     /// A peer that says nothing for so long is given up.
     pub silence: Duration,
+    /// How merged diffs are compressed.
+    pub merge_compression: Compression,
 }
 
 impl Default for Settings {
@@ -50,6 +53,8 @@ impl Default for Settings {
             flush_bytes: 1 << 30,
             max_open: 256,
             silence: Duration::from_secs(60),
+            merge_compression: Compression::with_level(CompressionKind::Zstd, 1)
+                .unwrap_or_default(),
         }
     }
 }

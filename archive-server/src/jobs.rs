@@ -14,6 +14,10 @@ pub(crate) const APPLY: &str = "apply";
 pub(crate) const RESTORE: &str = "restore";
 pub(crate) const FULL_SYNC: &str = "full-sync";
 pub(crate) const RECEIVE: &str = "wdiff-receive";
+pub(crate) const MERGE: &str = "merge";
+/// Snapshots become explicit, or are given up.
+pub(crate) const KEEP: &str = "set-explicit";
+pub(crate) const GC: &str = "gc";
 
 #[derive(Default)]
 struct Inner {
@@ -47,8 +51,22 @@ impl Jobs {
         kind: &'static str,
         excluded: &[&str],
     ) -> Result<Job, RoleError> {
+        self.begin_unless(volume, kind, |other| excluded.contains(&other))
+    }
+
+    /// Lists a job, unless anything runs but receiving, which is never excluded.
+    pub(crate) fn begin_alone(&self, volume: &str, kind: &'static str) -> Result<Job, RoleError> {
+        self.begin_unless(volume, kind, |other| other != RECEIVE)
+    }
+
+    fn begin_unless(
+        &self,
+        volume: &str,
+        kind: &'static str,
+        excluded: impl Fn(&str) -> bool,
+    ) -> Result<Job, RoleError> {
         let mut running = self.0.running.lock();
-        if let Some((_, other, _)) = running.list.iter().find(|(_, k, _)| excluded.contains(k)) {
+        if let Some((_, other, _)) = running.list.iter().find(|(_, k, _)| excluded(k)) {
             let message = format!("cannot {kind} volume {volume}: its {other} has not ended");
             let step = "wait for it, or cancel it: walbc operations";
             return Err(RoleError::busy(volume, message).with_next_step(step));

@@ -3,8 +3,9 @@
 //! ```text
 //!  storage --full backup--> full_sync --> base.img <--clone-- restore --> restored/GID.img
 //!                                            ^  (I7)             ^
-//!  proxy ----wdiff--------> receive --> *.wdiff --merge--> apply-+
-//!                            (I5)          |
+//!  proxy ----wdiff--------> receive --> *.wdiff ---------> apply-+
+//!                            (I5)       |   ^  ^
+//!                                       +merge history: which snapshots are kept
 //!                 load: names are the catalogue (DiffSet)
 //! ```
 //! Below the base directory each volume has a directory: `state` (one small file, changed as a
@@ -16,8 +17,8 @@
 //! | I7 an image that is being applied says so | `apply` |
 //! | I8 what is read is checked; damage names volume, file and offset | `faults`, wdiff-format |
 //! | I9 half-made things are known by their name and removed at start | `load` |
-//! | I10 a full disk refuses early, loses nothing and ends by itself | `receive`, `apply` |
-//! | I12 a file that somebody reads is not deleted | `leases` |
+//! | I10 a full disk refuses early, loses nothing and ends by itself | `receive`, `apply`, `merge` |
+//! | I12 a file that somebody reads is not deleted | `leases`; who dooms files: `apply`, `merge`, `history` |
 #![forbid(unsafe_code)]
 
 mod apply;
@@ -25,10 +26,12 @@ mod archive;
 mod args;
 mod faults;
 mod full_sync;
+mod history;
 mod image;
 mod jobs;
 mod leases;
 mod load;
+mod merge;
 mod receive;
 mod record;
 mod restore;

@@ -23,6 +23,8 @@ use wlog_format::units::Lb;
 
 /// Who found a fault at start.
 const LOAD: &str = "load";
+/// A gap in the history, found at start.
+pub(crate) const GAP: &str = "gap";
 
 /// Loads every volume below `base`, several at a time. Blocks.
 pub(crate) fn all(base: &RealDir) -> Result<BTreeMap<VolumeName, Arc<Volume>>, RoleError> {
@@ -106,9 +108,11 @@ fn load(base: &Path, name: &VolumeName) -> Result<(State, Catalogue), RoleError>
     }
     catalogue.latest = catalogue.diffs.latest(&at);
     let gap = gap(&catalogue);
-    if let Some(fault) = fault.or(gap) {
-        tracing::error!(volume = %name, fault, "something is wrong with the volume");
-        catalogue.faults.insert(LOAD, fault);
+    for (finder, fault) in [(LOAD, fault), (GAP, gap)] {
+        if let Some(fault) = fault {
+            tracing::error!(volume = %name, fault, "something is wrong with the volume");
+            catalogue.faults.insert(finder, fault);
+        }
     }
     Ok((state, catalogue))
 }

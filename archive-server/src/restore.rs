@@ -217,10 +217,13 @@ async fn make(
         image::copy_sparse(from, device.clone(), name, &job.token, advance).await?;
     }
     drop(gate);
+    let mut first = 0;
     for round in rounds {
-        let paths = round.iter().map(|d| volume.diff_path(d)).collect::<Result<Vec<_>, _>>()?;
-        let opened = name.to_owned();
-        let wdiffs = blocking::run(move || image::open_wdiffs(&opened, &paths)).await?;
+        let which = first..first + round.len();
+        first = which.end;
+        let (opened, lease) = (name.to_owned(), plan.lease.clone());
+        let open = move || lease.open(which, |paths| image::open_wdiffs(&opened, paths));
+        let wdiffs = blocking::run(open).await?;
         image::write_merged(device.clone(), name, wdiffs, &job.token, advance).await?;
     }
     drop(device);

@@ -7,13 +7,14 @@ use crate::archive::Archive;
 use crate::jobs::RESTORE;
 use crate::state::State;
 use crate::volume::Volume;
-use crate::{apply, full_sync, receive, restore};
+use crate::{apply, full_sync, history, merge, receive, restore};
 use proto::v1::archive_server::Archive as ArchiveRpc;
 use proto::v1::{
     ArchiveVolume, ArchiveVolumeList, DiffEntry, DiffList, Empty, FullSyncReply, FullSyncRequest,
-    Operation, PrepareFullSyncReply, PrepareFullSyncRequest, ResetArchiveRequest, Restorable,
-    RestorableList, RestorableRequest, RestoreReply, RestoreRequest, RestoredList, SnapshotRef,
-    StopRequest, VolumeRef, WdiffTransferReply, WdiffTransferRequest,
+    GcReply, MergeRequest, Operation, PrepareFullSyncReply, PrepareFullSyncRequest,
+    ResetArchiveRequest, Restorable, RestorableList, RestorableRequest, RestoreReply,
+    RestoreRequest, RestoredList, SetExplicitReply, SetExplicitRequest, SnapshotRef, StopRequest,
+    VolumeRef, WdiffTransferReply, WdiffTransferRequest,
 };
 use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
@@ -192,5 +193,23 @@ impl ArchiveRpc for Service {
         let SnapshotRef { volume, gid } = request.into_inner();
         let volume = self.0.volume(&volume)?;
         Ok(Response::new(apply::start(&self.0, &volume, Gid(gid))?))
+    }
+
+    async fn merge(&self, request: Request<MergeRequest>) -> Answer<Operation> {
+        Ok(Response::new(merge::start(&self.0, request.get_ref())?))
+    }
+
+    async fn set_explicit(&self, request: Request<SetExplicitRequest>) -> Answer<SetExplicitReply> {
+        let request = request.into_inner();
+        let volume = self.0.volume(&request.volume)?;
+        let change = move || history::set_explicit(&volume, &request.gids, request.is_explicit);
+        let changed = blocking::run(change).await?;
+        Ok(Response::new(SetExplicitReply { changed }))
+    }
+
+    async fn gc(&self, request: Request<VolumeRef>) -> Answer<GcReply> {
+        let volume = self.0.volume(&request.get_ref().volume)?;
+        let removed = blocking::run(move || history::gc(&volume)).await?;
+        Ok(Response::new(GcReply { removed }))
     }
 }

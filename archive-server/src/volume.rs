@@ -92,7 +92,7 @@ impl Volume {
     }
 
     /// Looks at the catalogue, or changes the parts of it that are not in the state file. Short: no
-    /// I/O in there.
+    /// I/O in there (but in `rename_diff`, where name and memory change as one).
     pub(crate) fn with<T>(&self, look: impl FnOnce(&mut Catalogue) -> T) -> T {
         look(&mut self.catalogue.lock())
     }
@@ -230,6 +230,30 @@ impl Volume {
             c.last_received_s = now_s;
             old
         })
+    }
+
+    /// A merged diff, whose file is durable, takes the place of its inputs; what it replaces.
+    pub(crate) fn replace_merged(&self, merged: Diff, inputs: &[Diff]) -> Vec<Diff> {
+        self.with(|c| {
+            let gone = inputs.iter().chain([&merged]);
+            let gone = gone.filter_map(|diff| c.diffs.remove(diff)).collect();
+            // Nothing equal is left, so this cannot fail.
+            let _ = c.diffs.insert(merged);
+            gone
+        })
+    }
+
+    /// Gives a diff other flags: its file gets another name, and before anybody sees that it is
+    /// durable and in the catalogue, since files are opened by their names. Blocks.
+    pub(crate) fn rename_diff(&self, old: &Diff, new: Diff) -> Result<(), RoleError> {
+        let (from, to) = (self.diff_name(old)?, self.diff_name(&new)?);
+        let renamed = self.with(|c| {
+            self.leases.rename(&from, &to)?;
+            c.diffs.replace(new);
+            self.dir.sync()
+        });
+        let path = self.dir.path().join(&from);
+        renamed.map_err(|e| RoleError::io("rename", &path, e).with_volume(&self.name))
     }
 
     /// The newest clean snapshot.
