@@ -1,57 +1,34 @@
-//! A backup group of separate processes: one device, one storage, some proxies and archives.
+//! A backup group of separate processes: device, storage, proxy and archive roles, fault proxies
+//! in front of those that the layout names.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use controller::ops::{archive, backup, setup};
 use controller::{Controller, Group};
-use server_kit::units::parse_size;
 use tempfile::TempDir;
 
+use crate::fault_proxy::FaultProxy;
+use crate::layout::{self, SPARES, role_of};
+pub use crate::layout::{Layout, size};
 use crate::outside::run;
 use crate::poll::{DEADLINE, until};
 use crate::process::{Process, binary};
-
-/// What a cluster is made of.
-#[derive(Clone, Debug)]
-pub struct Layout {
-    /// Volume names; each gets a data device and a log device, sparse files.
-    pub volumes: Vec<String>,
-    /// Bytes of each data device.
-    pub data_bytes: u64,
-    /// Bytes of each log device.
-    pub log_bytes: u64,
-    /// Physical block size of the log devices.
-    pub block_bytes: u32,
-    /// How many proxies.
-    pub proxies: usize,
-    /// How many archives.
-    pub archives: usize,
-    /// Further flags for the device role.
-    pub device_flags: Vec<String>,
-}
-
-impl Default for Layout {
-    fn default() -> Self {
-        Self {
-            volumes: vec!["vol0".to_owned()],
-            data_bytes: 64 << 20,
-            log_bytes: 64 << 20,
-            block_bytes: 4096,
-            proxies: 2,
-            archives: 1,
-            device_flags: Vec::new(),
-        }
-    }
-}
 
 /// The running group. Dropping it kills every process and removes the directory.
 pub struct Cluster {
     /// The role processes by server name: `d0 s0 p0 p1 a0 ...`.
     pub roles: Vec<(String, Process)>,
+    /// Those that [`Cluster::start_all`] leaves alone.
+    down: BTreeSet<String>,
+    fronts: BTreeMap<String, FaultProxy>,
     layout: Layout,
+    /// Names in the group file, in order.
+    group: Vec<String>,
     ctl: Controller,
+    direct: Controller,
     runtime: tokio::runtime::Runtime,
     dir: TempDir,
 }
@@ -72,62 +49,175 @@ pub fn sha256(path: &Path) -> Result<String> {
     sum.map(str::to_owned).context("sha256sum prints a line")
 }
 
+/// Writes `walb.toml` (as everybody sees the group) and `direct.toml` (every server that there is,
+/// past the fault proxies), and reads them as the controller does.
+fn controllers(layout: &Layout, dir: &Path, group: &[String]) -> Result<(Controller, Controller)> {
+    let public = group.iter().map(|name| (&**name, layout::public_address(layout, dir, name)));
+    std::fs::write(dir.join("walb.toml"), layout::group_file(public))?;
+    let others = layout.processes();
+    let others = others.iter().filter(|name| role_of(name) != "device" && !group.contains(name));
+    let everyone = group.iter().chain(others);
+    let direct = everyone.map(|name| (&**name, layout::address(dir, name)));
+    std::fs::write(dir.join("direct.toml"), layout::group_file(direct))?;
+    let load = |file: &str| Ok::<_, anyhow::Error>(Controller::new(Group::load(&dir.join(file))?));
+    Ok((load("walb.toml")?, load("direct.toml")?))
+}
+
 impl Cluster {
-    /// Makes the devices, starts every role and waits until all answer.
+    /// Makes the devices, starts every role but the spares, and waits until all answer.
     ///
     /// # Errors
     /// A binary is missing, or a role does not come up.
     pub fn start(layout: Layout) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("walb-test-").tempdir()?;
-        std::fs::write(dir.path().join("walb.toml"), group_file(&layout, dir.path()))?;
-        let group = Group::load(&dir.path().join("walb.toml"))?;
-        let roles = role_commands(&layout, dir.path())?;
-        let ctl = Controller::new(group);
+        let group = layout.group();
+        let (ctl, direct) = controllers(&layout, dir.path(), &group)?;
         let runtime = tokio::runtime::Runtime::new()?;
-        let mut cluster = Self { roles, layout, ctl, runtime, dir };
+        let mut roles = Vec::new();
+        for name in layout.processes() {
+            let args = layout::arguments(&layout, dir.path(), &group, &name);
+            let log = dir.path().join(format!("{name}.log.txt"));
+            let process = Process::new(&format!("walb-{}", role_of(&name)), args, log)?;
+            roles.push((name, process));
+        }
+        let mut fronts = BTreeMap::new();
+        for name in &layout.fronts {
+            let listen = layout::front_address(dir.path(), name).parse()?;
+            let to = layout::address(dir.path(), name).parse()?;
+            fronts.insert(name.clone(), FaultProxy::start(runtime.handle(), &listen, &to)?);
+        }
+        let down = SPARES.map(str::to_owned).into();
+        let mut cluster = Self { roles, down, fronts, layout, group, ctl, direct, runtime, dir };
         cluster.make_devices()?;
         cluster.start_all()?;
         Ok(cluster)
     }
 
     fn make_devices(&self) -> Result<()> {
-        for volume in &self.layout.volumes {
-            let (data, log) = (self.data_path(volume), self.path(&format!("{volume}.log")));
+        for (leg, volume) in self
+            .layout
+            .legs()
+            .into_iter()
+            .flat_map(|leg| self.layout.volumes.iter().map(move |volume| (leg, volume)))
+        {
+            let (data, log) = (self.data_path(leg, volume), self.log_path(leg, volume));
             std::fs::File::create(&data)?.set_len(self.layout.data_bytes)?;
             std::fs::File::create(&log)?.set_len(self.layout.log_bytes)?;
+            let (data, log) = (data.to_string_lossy(), log.to_string_lossy());
             let block_size = self.layout.block_bytes.to_string();
-            self.walb(&[
-                "ldev",
-                "format",
-                "--log",
-                &log.to_string_lossy(),
-                "--data",
-                &data.to_string_lossy(),
-                "--block-size",
-                &block_size,
-            ])?;
+            let block_size = ["--block-size", &block_size];
+            let format = ["ldev", "format", "--log", &log, "--data", &data];
+            self.walb(&[&format[..], &block_size].concat())?;
         }
         Ok(())
     }
 
-    /// Starts what does not run and waits until everything answers.
+    /// Starts what does not run and was not shut down, and waits until all that answers.
     ///
     /// # Errors
     /// A role ends or does not answer in time; its log is in the message.
     pub fn start_all(&mut self) -> Result<()> {
-        for (_, process) in &mut self.roles {
-            process.start()?;
+        for (name, process) in &mut self.roles {
+            if !self.down.contains(name) {
+                process.start()?;
+            }
         }
         until("all roles answer", DEADLINE, || {
             for (name, process) in &mut self.roles {
-                if !process.is_running() {
+                if !self.down.contains(name) && !process.is_running() {
                     bail!("{name} has ended: {}", process.log());
                 }
             }
-            let alive = self.runtime.block_on(controller::ops::look::alive(&self.ctl));
-            let device = self.layout.volumes.iter().all(|volume| self.nbd_socket(volume).exists());
-            Ok((device && alive.iter().all(|server| server.problem.is_none())).then_some(()))
+            let answers = |(name, _): &(String, Process)| {
+                let file = if role_of(name) == "device" { "nbd.sock" } else { "sock" };
+                self.down.contains(name) || self.dir.path().join(format!("{name}.{file}")).exists()
+            };
+            if !self.roles.iter().all(answers) {
+                return Ok(None);
+            }
+            let alive = self.runtime.block_on(controller::ops::look::alive(&self.direct));
+            let well = |s: &controller::ops::look::Alive| {
+                s.problem.is_none() || self.down.contains(&s.server)
+            };
+            Ok(alive.iter().all(well).then_some(()))
         })
+    }
+
+    /// Ends a role as an operator does (`walbc shutdown --mode force`; a device role by SIGTERM);
+    /// it stays down until [`Cluster::startup`].
+    ///
+    /// # Errors
+    /// It does not answer or does not end.
+    pub fn shutdown(&mut self, name: &str) -> Result<()> {
+        if role_of(name) == "device" {
+            self.role(name)?.terminate()?;
+        } else {
+            let (code, _, stderr) = self.walbc_direct(&["shutdown", name, "--mode", "force"])?;
+            ensure!(code == 0, "walbc shutdown {name}: {stderr}");
+            let process = self.role(name)?;
+            until("the server has ended", DEADLINE, || Ok((!process.is_running()).then_some(())))?;
+            process.kill()?;
+        }
+        self.down.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// Starts a role that was shut down, or a spare (a spare leg with its device role), with the
+    /// peers that the group has now.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn startup(&mut self, name: &str) -> Result<()> {
+        let args = layout::arguments(&self.layout, self.dir.path(), &self.group, name);
+        self.role(name)?.set_args(args);
+        self.down.remove(name);
+        if role_of(name) == "storage" {
+            self.down.remove(&name.replacen('s', "d", 1));
+        }
+        self.start_all()
+    }
+
+    /// Ends a role in the same way and starts it again, with the peers that the group has now.
+    ///
+    /// # Errors
+    /// It does not end or not come up.
+    pub fn restart(&mut self, name: &str) -> Result<()> {
+        self.shutdown(name)?;
+        self.startup(name)
+    }
+
+    /// Removes all data of a role that is down: its disk has died.
+    ///
+    /// # Errors
+    /// It runs.
+    pub fn delete_data(&mut self, name: &str) -> Result<()> {
+        ensure!(!self.role(name)?.is_running(), "{name} runs");
+        Ok(std::fs::remove_dir_all(self.path(name))?)
+    }
+
+    /// Another group file: these servers, in this order.
+    ///
+    /// # Errors
+    /// It is not one that the controller reads.
+    pub fn set_group(&mut self, names: &[&str]) -> Result<()> {
+        self.group = names.iter().map(|&name| name.to_owned()).collect();
+        let dir = self.dir.path();
+        (self.ctl, self.direct) = controllers(&self.layout, dir, &self.group)?;
+        Ok(())
+    }
+
+    /// The fault proxy in front of a server.
+    ///
+    /// # Errors
+    /// The layout names none for it.
+    pub fn front(&self, name: &str) -> Result<&FaultProxy> {
+        self.fronts.get(name).with_context(|| format!("no fault proxy in front of {name}"))
+    }
+
+    /// What the cluster is made of.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// A path below the cluster's directory.
@@ -136,22 +226,35 @@ impl Cluster {
         self.dir.path().join(name)
     }
 
-    /// The data device of a volume.
+    /// The data device of a volume at a leg.
     #[must_use]
-    pub fn data_path(&self, volume: &str) -> PathBuf {
-        self.path(&format!("{volume}.data"))
+    pub fn data_path(&self, leg: usize, volume: &str) -> PathBuf {
+        layout::data_path(self.dir.path(), leg, volume)
     }
 
-    /// Where the device role exports all volumes; the export's name is the volume's.
+    /// The log device of a volume at a leg.
     #[must_use]
-    pub fn nbd_socket(&self, _volume: &str) -> PathBuf {
-        self.path("nbd.sock")
+    pub fn log_path(&self, leg: usize, volume: &str) -> PathBuf {
+        layout::log_path(self.dir.path(), leg, volume)
     }
 
-    /// The NBD URI of a volume.
+    /// How `init-storage --device` names a volume of a leg.
+    #[must_use]
+    pub fn device(&self, leg: usize, volume: &str) -> String {
+        format!("{}#{volume}", self.path(&format!("d{leg}.control.sock")).display())
+    }
+
+    /// The NBD URI of a volume at the first leg.
     #[must_use]
     pub fn nbd_uri(&self, volume: &str) -> String {
-        format!("nbd+unix:///{volume}?socket={}", self.nbd_socket(volume).display())
+        self.leg_uri(0, volume)
+    }
+
+    /// The NBD URI of a volume at a leg.
+    #[must_use]
+    pub fn leg_uri(&self, leg: usize, volume: &str) -> String {
+        let socket = self.path(&format!("d{leg}.nbd.sock"));
+        format!("nbd+unix:///{volume}?socket={}", socket.display())
     }
 
     /// The process of a server.
@@ -163,15 +266,25 @@ impl Cluster {
         found.map(|(_, process)| process).with_context(|| format!("no role {name}"))
     }
 
+    /// SIGKILLs a role; [`Cluster::start_all`] starts it again.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        self.role(name)?.kill()?;
+        if role_of(name) == "device" {
+            // What it left must not pass for a server that answers.
+            let _ = std::fs::remove_file(self.path(&format!("{name}.nbd.sock")));
+        }
+        Ok(())
+    }
+
     /// SIGKILLs a role and starts it again; returns when it answers.
     ///
     /// # Errors
     /// It does not come up again.
     pub fn kill_and_restart(&mut self, name: &str) -> Result<()> {
-        self.role(name)?.kill()?;
-        if name == "d0" {
-            let _ = std::fs::remove_file(self.path("nbd.sock"));
-        }
+        self.kill(name)?;
         self.start_all()
     }
 
@@ -179,6 +292,13 @@ impl Cluster {
     #[must_use]
     pub fn ctl(&self) -> &Controller {
         &self.ctl
+    }
+
+    /// The controller library past the fault proxies, with every server that there is: for looking
+    /// only, its order means nothing.
+    #[must_use]
+    pub fn direct(&self) -> &Controller {
+        &self.direct
     }
 
     /// Runs an operation of the controller library.
@@ -197,16 +317,35 @@ impl Cluster {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// `walbc ARGS` on this group, not started yet.
+    ///
+    /// # Errors
+    /// It has not been built.
+    pub fn walbc_command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = Command::new(binary("walbc")?);
+        command.arg("--config").arg(self.path("walb.toml")).args(args);
+        Ok(command)
+    }
+
     /// Runs `walbc ARGS` on this group: (exit code, stdout, stderr).
     ///
     /// # Errors
     /// It cannot be started or was killed by a signal.
     pub fn walbc(&self, args: &[&str]) -> Result<(i32, String, String)> {
-        let output = Command::new(binary("walbc")?)
-            .arg("--config")
-            .arg(self.path("walb.toml"))
-            .args(args)
-            .output()?;
+        self.walbc_with("walb.toml", args)
+    }
+
+    /// The same past the fault proxies, for any server that there is.
+    ///
+    /// # Errors
+    /// As [`Cluster::walbc`].
+    pub fn walbc_direct(&self, args: &[&str]) -> Result<(i32, String, String)> {
+        self.walbc_with("direct.toml", args)
+    }
+
+    fn walbc_with(&self, file: &str, args: &[&str]) -> Result<(i32, String, String)> {
+        let mut command = Command::new(binary("walbc")?);
+        let output = command.arg("--config").arg(self.path(file)).args(args).output()?;
         let code = output.status.code().with_context(|| format!("walbc {args:?} was killed"))?;
         Ok((code, String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?))
     }
@@ -216,7 +355,7 @@ impl Cluster {
     /// # Errors
     /// What the operations give.
     pub fn full_backup(&self, volume: &str) -> Result<u64> {
-        let device = format!("{}#{volume}", self.path("control.sock").display());
+        let device = self.device(0, volume);
         let gid = self.run(async {
             setup::init_storage(&self.ctl, "s0", volume, &device).await?;
             let options = backup::FullBackupOptions::default();
@@ -255,8 +394,16 @@ impl Cluster {
     /// # Errors
     /// `nbdcopy` fails.
     pub fn volume_sha256(&self, volume: &str) -> Result<String> {
-        let copy = self.path(&format!("{volume}.copy"));
-        run("nbdcopy", &[&self.nbd_uri(volume), &copy.to_string_lossy()])?;
+        self.leg_sha256(0, volume)
+    }
+
+    /// The same of a volume at a leg.
+    ///
+    /// # Errors
+    /// `nbdcopy` fails.
+    pub fn leg_sha256(&self, leg: usize, volume: &str) -> Result<String> {
+        let copy = self.path(&format!("d{leg}-{volume}.copy"));
+        run("nbdcopy", &[&self.leg_uri(leg, volume), &copy.to_string_lossy()])?;
         let sum = sha256(&copy)?;
         std::fs::remove_file(copy)?;
         Ok(sum)
@@ -275,69 +422,4 @@ impl Cluster {
         std::fs::remove_file(image)?;
         Ok(())
     }
-}
-
-fn socket(dir: &Path, name: &str) -> String {
-    format!("unix:{}", dir.join(format!("{name}.sock")).display())
-}
-
-fn names(layout: &Layout) -> Vec<(String, &'static str)> {
-    let proxies = (0..layout.proxies).map(|n| (format!("p{n}"), "proxy"));
-    let archives = (0..layout.archives).map(|n| (format!("a{n}"), "archive"));
-    [("s0".to_owned(), "storage")].into_iter().chain(proxies).chain(archives).collect()
-}
-
-fn group_file(layout: &Layout, dir: &Path) -> String {
-    let entry = |(name, role): (String, &str)| {
-        let address = socket(dir, &name);
-        format!("[[server]]\nname = {name:?}\nrole = {role:?}\naddress = {address:?}\n")
-    };
-    names(layout).into_iter().map(entry).collect()
-}
-
-fn role_commands(layout: &Layout, dir: &Path) -> Result<Vec<(String, Process)>> {
-    let mut roles = Vec::new();
-    let mut add = |name: &str, program: &str, flags: Vec<String>| -> Result<()> {
-        let args = std::iter::once("serve".to_owned()).chain(flags).collect();
-        let log = dir.join(format!("{name}.log.txt"));
-        roles.push((name.to_owned(), Process::new(program, args, log)?));
-        Ok(())
-    };
-    let text = |flags: &[&str]| flags.iter().map(|&flag| flag.to_owned()).collect::<Vec<_>>();
-    let at = |name: &str| dir.join(name).display().to_string();
-
-    let nbd = format!("unix:{}", at("nbd.sock"));
-    let mut device = text(&["--nbd", &nbd, "--control", &at("control.sock")]);
-    for volume in &layout.volumes {
-        let devices =
-            format!("{volume}={},{}", at(&format!("{volume}.data")), at(&format!("{volume}.log")));
-        device.extend(text(&["--volume", &devices]));
-    }
-    device.extend(layout.device_flags.iter().cloned());
-    add("d0", "walb-device", device)?;
-
-    let proxies: Vec<_> = (0..layout.proxies).map(|n| socket(dir, &format!("p{n}"))).collect();
-    for (name, role) in names(layout) {
-        let (base, listen) = (at(&name), socket(dir, &name));
-        let mut flags = text(&["--base", &base, "--listen", &listen, "--id", &name]);
-        match role {
-            "storage" => {
-                let (archive, proxies) = (socket(dir, "a0"), proxies.join(","));
-                flags.extend(text(&["--archive", &archive, "--proxy", &proxies]));
-            }
-            "archive" => flags.extend(text(&["--backend", "file"])),
-            _ => {}
-        }
-        add(&name, &format!("walb-{role}"), flags)?;
-    }
-    Ok(roles)
-}
-
-/// A size for layouts, such as `64M`.
-///
-/// # Panics
-/// On a text that is no size: a mistake in the test.
-#[must_use]
-pub fn size(text: &str) -> u64 {
-    parse_size(text).unwrap_or_else(|e| panic!("{e}"))
 }

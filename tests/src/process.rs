@@ -36,6 +36,11 @@ impl Process {
         Ok(Self { program: binary(program)?, args, log, child: None })
     }
 
+    /// Other arguments, from the next start on.
+    pub fn set_args(&mut self, args: Vec<String>) {
+        self.args = args;
+    }
+
     /// Starts it; nothing to do when it runs.
     ///
     /// # Errors

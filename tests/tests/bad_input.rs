@@ -63,7 +63,7 @@ const WITH_TARGET: &[Case] = &[
 ];
 
 fn check(cluster: &Cluster, cases: &[Case]) {
-    let control = cluster.path("control.sock").display().to_string();
+    let control = cluster.path("d0.control.sock").display().to_string();
     for (line, code, part) in cases {
         let line = line.replace("CONTROL", &control);
         let words: Vec<_> = line.split(' ').collect();
