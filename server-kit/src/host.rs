@@ -6,10 +6,16 @@ use crate::volume_name::ServerId;
 use futures::stream::StreamExt;
 use nix::sys::statvfs::statvfs;
 use proto::v1::host_server::{Host, HostServer};
-use proto::v1::{Empty, HostInfo, Operation, OperationList, OperationRef, Role, ShutdownRequest};
+use proto::v1::{
+    Empty, HostInfo, Operation, OperationList, OperationRef, Role, ShutdownRequest, StopMode,
+};
 use std::path::PathBuf;
+use std::time::Duration;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
+
+/// From the answer to a forced shutdown to the end of all connections.
+const ANSWER_TIME: Duration = Duration::from_millis(100);
 
 /// Serves `walb.v1.Host`.
 pub struct HostService {
@@ -57,7 +63,16 @@ impl Host for HostService {
         let unknown = |_| RoleError::bad_request(format!("there is no stop mode {number}"));
         let mode = number.try_into().map_err(unknown)?;
         tracing::info!(?mode, "a client asks for shutdown");
-        self.shutdown.request(mode);
+        if mode == StopMode::Force {
+            // It cuts every connection: the answer to this very call goes out first.
+            let shutdown = self.shutdown.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(ANSWER_TIME).await;
+                shutdown.request(mode);
+            });
+        } else {
+            self.shutdown.request(mode);
+        }
         Ok(Response::new(Empty {}))
     }
 

@@ -1,9 +1,9 @@
 //! §8.2, normal operation: backup, snapshots, stops and starts, apply, merge, switching legs.
 
 use anyhow::{Result, ensure};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
 use tests::cluster::{Cluster, Layout};
 
 use crate::{base_state, scenario};
