@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use proto::v1;
-use server_kit::volume_name::VolumeName;
+use clap::{Parser, Subcommand};
 
-use crate::ops::archive::RestorePoint;
+use super::values::{InfoChange, Mode, Point, Snapshots, Target, parse_size, parse_volume};
 
 /// The controller of a walb backup group.
 #[derive(Debug, Parser)]
@@ -23,88 +21,6 @@ pub struct Cli {
     /// What to do
     #[command(subcommand)]
     pub verb: Verb,
-}
-
-/// A server and a volume.
-#[derive(Debug, Args)]
-pub struct Target {
-    /// A server of the group file
-    pub server: String,
-    /// The volume
-    #[arg(value_parser = parse_volume)]
-    pub volume: String,
-}
-
-/// A snapshot by gid or by time.
-#[derive(Debug, Args)]
-#[group(id = "point", required = true, multiple = false)]
-pub struct Point {
-    /// The snapshot's gid
-    #[arg(group = "point")]
-    pub gid: Option<u64>,
-    /// The last clean snapshot not later than this (RFC 3339, or `10m` for ten minutes ago)
-    #[arg(long, group = "point", value_name = "TIME", value_parser = parse_time)]
-    pub at: Option<u64>,
-}
-
-impl Point {
-    /// As the operations want it.
-    #[must_use]
-    pub fn point(&self) -> RestorePoint {
-        match (self.gid, self.at) {
-            (_, Some(at_s)) => RestorePoint::At(at_s),
-            (gid, None) => RestorePoint::Gid(gid.unwrap_or_default()),
-        }
-    }
-}
-
-/// How to stop.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub enum Mode {
-    /// What runs is finished first
-    #[default]
-    Graceful,
-    /// What runs is aborted at the next block
-    Force,
-    /// Proxy: nothing new is taken, the queues are sent first
-    Empty,
-}
-
-impl From<Mode> for v1::StopMode {
-    fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::Graceful => Self::Graceful,
-            Mode::Force => Self::Force,
-            Mode::Empty => Self::Empty,
-        }
-    }
-}
-
-/// What to do with a proxy's list of archives.
-#[derive(Debug, Subcommand)]
-pub enum InfoChange {
-    /// Put an archive on the list
-    Add(InfoEntry),
-    /// Change an archive's entry; its queue stays
-    Update(InfoEntry),
-    /// Take an archive off the list; its queue goes with it
-    Delete {
-        /// An archive of the group file
-        archive: String,
-    },
-}
-
-/// One archive of a proxy's list.
-#[derive(Debug, Args)]
-pub struct InfoEntry {
-    /// An archive of the group file
-    pub archive: String,
-    /// none, gzip, snappy, lzma, lz4 or zstd, with :LEVEL
-    #[arg(long, default_value = crate::ops::sync::DEFAULT_COMPRESSION)]
-    pub compression: String,
-    /// How long to collect wdiffs before sending
-    #[arg(long, default_value = "0s")]
-    pub send_delay: humantime::Duration,
 }
 
 /// One verb per operation of the recovery manual.
@@ -190,6 +106,18 @@ pub enum Verb {
         #[arg(long, value_parser = parse_size)]
         bulk: Option<u64>,
     },
+    /// Bring the primary archive up to date by comparing, after logs were lost; prints the gid
+    HashBackup {
+        /// Server and volume
+        #[command(flatten)]
+        target: Target,
+        /// Compare the whole volume, not only what the device knows was written
+        #[arg(long)]
+        everything: bool,
+        /// Read no more than this per second
+        #[arg(long, value_name = "RATE", value_parser = parse_size)]
+        scan_rate: Option<u64>,
+    },
     /// Take a snapshot; prints its gid
     Snapshot {
         /// Server and volume
@@ -242,6 +170,82 @@ pub enum Verb {
         target: Target,
         /// The snapshot's gid
         gid: u64,
+    },
+    /// Make one wdiff of all between two snapshots
+    Merge {
+        /// Server and volume
+        #[command(flatten)]
+        target: Target,
+        /// The gid at which the first wdiff begins
+        begin: u64,
+        /// The gid at which the last one ends
+        end: u64,
+    },
+    /// Keep snapshots: merges do not take them
+    EnableSnapshot(Snapshots),
+    /// Let merges take snapshots
+    DisableSnapshot(Snapshots),
+    /// Remove wdiffs that no snapshot needs
+    Gc(Target),
+    /// Grow a volume at all archives, then at all storage servers; its data devices have grown before
+    Resize {
+        /// The volume
+        #[arg(value_parser = parse_volume)]
+        volume: String,
+        /// Its new size
+        #[arg(value_parser = parse_size)]
+        size: u64,
+    },
+    /// Write a snapshot over the device of a storage host; its application sees errors meanwhile
+    RestoreToDevice {
+        /// An archive of the group file, and the volume there
+        #[command(flatten)]
+        target: Target,
+        /// The snapshot's gid
+        gid: u64,
+        /// A storage server of the group file
+        storage: String,
+        /// A volume that it knows, or CONTROL#NAME
+        device: String,
+    },
+    /// Bring another archive up to date with one
+    Replicate {
+        /// The archive that sends, and the volume
+        #[command(flatten)]
+        target: Target,
+        /// The archive that receives
+        to: String,
+        /// Send the volume to it from every proxy from then on
+        #[arg(long)]
+        synchronizing: bool,
+        /// Throw away another history there, and compare the images
+        #[arg(long)]
+        resync: bool,
+        /// At least up to this snapshot [default: the last explicit one]
+        #[arg(long)]
+        gid: Option<u64>,
+        /// Send every wdiff as it is
+        #[arg(long)]
+        dont_merge: bool,
+        /// Read no more than this per second for a comparison
+        #[arg(long, value_name = "RATE", value_parser = parse_size)]
+        scan_rate: Option<u64>,
+    },
+    /// Make an archive the primary of all storage servers; they go on without a restart
+    Promote {
+        /// An archive of the group file
+        archive: String,
+    },
+    /// Tell storage servers their archive and proxies; what is not given is as in the group file
+    SetPeers {
+        /// Storage servers; none: all
+        storages: Vec<String>,
+        /// The primary archive
+        #[arg(long, value_name = "A")]
+        archive: Option<String>,
+        /// The proxies in order of priority
+        #[arg(long, value_delimiter = ',', value_name = "P,..")]
+        proxies: Vec<String>,
     },
     /// Send a volume to an archive from every proxy
     StartSynchronizing(Target),
@@ -302,24 +306,4 @@ pub enum Verb {
         /// Which shell
         shell: clap_complete::Shell,
     },
-}
-
-/// A volume's name, checked here so that a slip is a usage error.
-fn parse_volume(text: &str) -> Result<String, String> {
-    text.parse::<VolumeName>().map(|name| name.to_string()).map_err(|e| e.to_string())
-}
-
-/// A size with a suffix `K M G T` (powers of two), in bytes.
-fn parse_size(text: &str) -> Result<u64, String> {
-    server_kit::units::parse_size(text)
-}
-
-/// RFC 3339, or a duration before now, as Unix seconds.
-fn parse_time(text: &str) -> Result<u64, String> {
-    if let Ok(ago) = humantime::parse_duration(text) {
-        return Ok(crate::ops::look::now_s().saturating_sub(ago.as_secs()));
-    }
-    let time: jiff::Timestamp =
-        text.parse().map_err(|e| format!("neither RFC 3339 nor a duration such as 10m: {e}"))?;
-    u64::try_from(time.as_second()).map_err(|_| "before 1970".to_owned())
 }

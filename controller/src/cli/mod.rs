@@ -3,6 +3,7 @@
 pub mod args;
 pub mod output;
 mod progress;
+pub mod values;
 mod verbs;
 
 use clap::Parser;

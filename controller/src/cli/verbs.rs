@@ -2,13 +2,17 @@
 
 use proto::v1;
 
-use super::args::{InfoChange, InfoEntry, Verb};
+use super::args::Verb;
 use super::output::{self, Report};
 use super::progress::Progress;
+use super::values::{InfoChange, InfoEntry, Snapshots};
 use crate::client::Controller;
 use crate::error::{ControlError, Exit};
 use crate::group::ServerRole;
-use crate::ops::{Event, archive, backup, look, recover, run as running, setup, sync};
+use crate::ops::{
+    Event, archive, backup, device, hash, look, peers, recover, replicate, resize, run as running,
+    setup, sync,
+};
 
 type Answer = Result<(Report, Exit), ControlError>;
 
@@ -40,13 +44,24 @@ pub(super) async fn run(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
         | Verb::Start(_)
         | Verb::Stop { .. }
         | Verb::GoStandby(_) => setup_verb(ctl, verb).await,
-        Verb::FullBackup { .. } | Verb::Snapshot { .. } => backup_verb(ctl, verb, json).await,
+        Verb::FullBackup { .. } | Verb::HashBackup { .. } | Verb::Snapshot { .. } => {
+            backup_verb(ctl, verb, json).await
+        }
         Verb::Restorable { .. }
         | Verb::Restore { .. }
         | Verb::Restored(_)
         | Verb::DelRestored { .. }
         | Verb::Diffs(_)
         | Verb::Apply { .. } => archive_verb(ctl, verb, json).await,
+        Verb::Merge { .. }
+        | Verb::EnableSnapshot(_)
+        | Verb::DisableSnapshot(_)
+        | Verb::Gc(_)
+        | Verb::Resize { .. }
+        | Verb::RestoreToDevice { .. } => reshape_verb(ctl, verb, json).await,
+        Verb::Replicate { .. } | Verb::Promote { .. } | Verb::SetPeers { .. } => {
+            peers_verb(ctl, verb, json).await
+        }
         Verb::StartSynchronizing(_)
         | Verb::StopSynchronizing(_)
         | Verb::ArchiveInfo { .. }
@@ -126,11 +141,21 @@ async fn setup_verb(ctl: &Controller, verb: &Verb) -> Answer {
 async fn backup_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
     match verb {
         Verb::FullBackup { target: t, bulk } => {
-            let progress = Progress::new(json);
+            let mut progress = Progress::new(json);
             let options = backup::FullBackupOptions { bulk_bytes: bulk.unwrap_or_default() };
             let seen = &mut |event: Event<'_>| progress.show(event);
             let gid = backup::full_backup(ctl, &t.server, &t.volume, options, seen).await?;
-            done(Report::value("gid", gid))
+            done(progress.noted(Report::value("gid", gid)))
+        }
+        Verb::HashBackup { target: t, everything, scan_rate } => {
+            let mut progress = Progress::new(json);
+            let options = hash::HashBackupOptions {
+                everything: *everything,
+                scan_bytes_per_s: scan_rate.unwrap_or_default(),
+            };
+            let seen = &mut |event: Event<'_>| progress.show(event);
+            let gid = hash::hash_backup(ctl, &t.server, &t.volume, options, seen).await?;
+            done(progress.noted(Report::value("gid", gid)))
         }
         Verb::Snapshot { target: t, wait } => {
             for archive in wait {
@@ -160,7 +185,7 @@ async fn archive_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
             done(output::plan(&plan, true))
         }
         Verb::Restore { target: t, point, to, dry_run: false } => {
-            let progress = Progress::new(json);
+            let mut progress = Progress::new(json);
             let seen = &mut |event: Event<'_>| progress.show(event);
             let (point, to) = (point.point(), to.clone());
             let plan = archive::restore(ctl, &t.server, &t.volume, point, to, seen).await?;
@@ -175,10 +200,71 @@ async fn archive_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
         }
         Verb::Diffs(t) => done(output::diffs(&archive::diffs(ctl, &t.server, &t.volume).await?)),
         Verb::Apply { target: t, gid } => {
-            let progress = Progress::new(json);
+            let mut progress = Progress::new(json);
             let seen = &mut |event: Event<'_>| progress.show(event);
             archive::apply(ctl, &t.server, &t.volume, *gid, seen).await?;
             done(Report::done())
+        }
+        _ => done(Report::done()),
+    }
+}
+
+/// Verbs that change what an archive holds, or a device.
+async fn reshape_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
+    let mut progress = Progress::new(json);
+    let seen = &mut |event: Event<'_>| progress.show(event);
+    match verb {
+        Verb::Merge { target: t, begin, end } => {
+            archive::merge(ctl, &t.server, &t.volume, (*begin, *end), seen).await?;
+            done(Report::done())
+        }
+        Verb::EnableSnapshot(snapshots) => set_explicit(ctl, snapshots, true).await,
+        Verb::DisableSnapshot(snapshots) => set_explicit(ctl, snapshots, false).await,
+        Verb::Gc(t) => {
+            done(Report::lines("removed", &archive::gc(ctl, &t.server, &t.volume).await?))
+        }
+        Verb::Resize { volume, size } => {
+            done(output::resized(&resize::resize(ctl, volume, *size).await?))
+        }
+        Verb::RestoreToDevice { target: t, gid, storage, device: name } => {
+            let snapshot = (t.server.as_str(), t.volume.as_str(), *gid);
+            device::restore_to_device(ctl, snapshot, storage, name, seen).await?;
+            done(Report::done())
+        }
+        _ => done(Report::done()),
+    }
+}
+
+async fn set_explicit(ctl: &Controller, s: &Snapshots, is_explicit: bool) -> Answer {
+    let t = &s.target;
+    let changed = archive::set_explicit(ctl, &t.server, &t.volume, &s.gids, is_explicit).await?;
+    let text = changed.iter().map(u64::to_string).collect::<Vec<_>>().join("\n");
+    done(Report { text, json: serde_json::json!({ "changed": changed }) })
+}
+
+/// Verbs about who is whose archive.
+async fn peers_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
+    let mut progress = Progress::new(json);
+    let seen = &mut |event: Event<'_>| progress.show(event);
+    match verb {
+        Verb::Replicate { target: t, to, synchronizing, resync, gid, dont_merge, scan_rate } => {
+            let options = replicate::ReplicateOptions {
+                synchronizing: *synchronizing,
+                resync: *resync,
+                gid: *gid,
+                dont_merge: *dont_merge,
+                scan_bytes_per_s: scan_rate.unwrap_or_default(),
+            };
+            let gid = replicate::replicate(ctl, &t.server, &t.volume, to, options, seen).await?;
+            done(progress.noted(Report::value("gid", gid)))
+        }
+        Verb::Promote { archive } => {
+            let told = peers::promote(ctl, archive, seen).await?;
+            done(progress.noted(output::peers(&told)))
+        }
+        Verb::SetPeers { storages, archive, proxies } => {
+            let told = peers::set_peers(ctl, storages, archive.as_deref(), proxies).await?;
+            done(output::peers(&told))
         }
         _ => done(Report::done()),
     }
@@ -249,7 +335,7 @@ async fn run_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
             done(output::operations(&rows))
         }
         Verb::Wait { id } => {
-            let progress = Progress::new(json);
+            let mut progress = Progress::new(json);
             let ended = running::wait(ctl, id, &mut |event| progress.show(event)).await?;
             done(output::operations(&[(String::new(), ended)]))
         }

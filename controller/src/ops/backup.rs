@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use proto::v1;
-use server_kit::error::Reason;
 
 use super::prepare::{self, Earlier, Kind};
 use super::{Watch, archive, look, lost, peers, recover, run, setup, sync, wait_for};
@@ -88,11 +87,7 @@ async fn archive_step(
 async fn forget_backup(ctl: &Controller, storage: &str, volume: &str) -> Result<(), ControlError> {
     let (server, client) = ctl.storage(storage)?;
     let forget = async || client.clone().forget_backup(volume_ref(volume)).await.at(server);
-    match lost::again(forget).await {
-        // A storage server of a version before this one forgets when the backup starts.
-        Err(ControlError::Refused { error, .. }) if error.reason() == Reason::WrongPeer => Ok(()),
-        answer => answer.map(drop),
-    }
+    lost::again(forget).await.map(drop)
 }
 
 /// Whether an interrupted backup can go on: the storage server has kept its log, and the proxies
