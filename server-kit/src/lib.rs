@@ -7,6 +7,7 @@
 //! | [`error`] | one error type, equal on both sides of the wire |
 //! | [`net`], [`chunks`] | listening, connecting, byte streams over gRPC |
 //! | [`scan`], [`packing`] | a device read from front to end, and as messages |
+//! | [`hash_sync`] | two devices compared over the wire: what differs travels |
 //! | [`operations`], [`host`] | long jobs, and the service that every role has |
 //! | [`retry`], [`blocking`], [`clock`] | back-off, blocking work, the wall clock |
 //! | [`role`], [`shutdown`], [`telemetry`], [`config`] | the life of a process |
@@ -22,6 +23,7 @@ pub mod clock;
 pub mod config;
 pub mod durable;
 pub mod error;
+pub mod hash_sync;
 pub mod host;
 pub mod net;
 pub mod operations;

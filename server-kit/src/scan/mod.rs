@@ -1,6 +1,9 @@
 //! Reads a device from front to end for those who send or compare all of it: several
 //! large reads in flight, holes and zeroes told instead of sent.
 
+mod cells;
+pub use cells::{CELL_BYTES, cells, covering, on_grid, paced, whole};
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -39,14 +42,37 @@ pub enum Content {
     Zeros(u64),
 }
 
+impl Content {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Data(data) => data.len() as u64,
+            Self::Zeros(len) => *len,
+        }
+    }
+}
+
 impl Bulk {
     /// How many bytes of the device it is.
     #[must_use]
     pub fn len(&self) -> u64 {
-        match &self.content {
-            Content::Data(data) => data.len() as u64,
-            Content::Zeros(len) => *len,
+        self.content.len()
+    }
+
+    /// Its first `len` bytes, and what follows them.
+    #[must_use]
+    pub fn split_at(self, len: u64) -> (Self, Option<Self>) {
+        let Self { offset, content } = self;
+        if len >= content.len() {
+            return (Self { offset, content }, None);
         }
+        let (head, tail) = match content {
+            Content::Data(mut head) => {
+                let tail = head.split_off(to_usize(len));
+                (Content::Data(head), Content::Data(tail))
+            }
+            Content::Zeros(all) => (Content::Zeros(len), Content::Zeros(all - len)),
+        };
+        (Self { offset, content: head }, Some(Self { offset: offset + len, content: tail }))
     }
 
     /// Never: a bulk has bytes.
