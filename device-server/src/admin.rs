@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use wlog_format::units::{Lb, Lsid};
+use wlog_format::units::{Lb, LogUuid, Lsid};
 
 use crate::core::{Core, LogIdentity};
 use crate::error::VolumeError;
 use crate::positions::Positions;
+use crate::regions::Regions;
 use crate::volume::Volume;
 use crate::zeros::zeros;
 
@@ -33,6 +34,7 @@ impl Volume {
         {
             let mut state = self.core().state.lock();
             state.check_alive()?;
+            state.check_in_use()?;
             if state.frozen.is_some() || state.held {
                 return Err(VolumeError::Frozen);
             }
@@ -101,7 +103,7 @@ impl Volume {
 
     /// Does something to the super block even if the caller goes away: a request to the log device
     /// that nobody waits for could land after a later one, and bring an old super block back.
-    async fn to_the_end<Work>(
+    pub(crate) async fn to_the_end<Work>(
         &self,
         work: impl FnOnce(Arc<Core>) -> Work,
     ) -> Result<(), VolumeError>
@@ -117,7 +119,7 @@ impl Volume {
 }
 
 /// Writes are held back as long as it lives.
-struct Held<'a>(&'a Core);
+pub(crate) struct Held<'a>(&'a Core);
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
@@ -141,16 +143,20 @@ impl Core {
         self.checkpoint().await
     }
 
-    async fn reset_log(&self) -> Result<(), VolumeError> {
-        {
-            let mut state = self.state.lock();
-            state.check_alive()?;
-            if state.frozen.is_some() || state.held {
-                return Err(VolumeError::Frozen);
-            }
-            state.held = true;
+    /// Holds back writes, unless something else does.
+    pub(crate) fn hold(&self) -> Result<Held<'_>, VolumeError> {
+        let mut state = self.state.lock();
+        state.check_alive()?;
+        if state.frozen.is_some() || state.held {
+            return Err(VolumeError::Frozen);
         }
-        let _held = Held(self);
+        state.held = true;
+        Ok(Held(self))
+    }
+
+    async fn reset_log(&self) -> Result<(), VolumeError> {
+        let _held = self.hold()?;
+        self.state.lock().check_in_use()?;
         self.drain().await?;
         self.checkpoint().await?;
         self.start_new_log().await
@@ -176,20 +182,28 @@ impl Core {
         let mut next = super_block.clone();
         next.device_size = to;
         self.store(&mut super_block, next).await?;
-        self.state.lock().size = to;
+        {
+            let mut state = self.state.lock();
+            state.size = to;
+            let latest = state.positions.latest;
+            if let Some(regions) = &mut state.regions {
+                regions.grow(to, latest);
+            }
+        }
         self.publish();
         Ok(())
     }
 
     /// The new super block first, then nothing where the first pack will be (`formats.md` §3.5).
     /// The log is drained and held.
-    async fn start_new_log(&self) -> Result<(), VolumeError> {
+    pub(crate) async fn start_new_log(&self) -> Result<(), VolumeError> {
         let log_bytes = self.log.refresh_size().await?;
         let mut super_block = self.super_block.lock().await;
         let mut next = super_block.clone();
         let reset = next.reset(log_bytes).and_then(|()| next.ring(log_bytes));
         let ring = reset.map_err(std::io::Error::other)?;
         let (uuid, salt) = (next.uuid, next.salt);
+        let regions = self.announce_log(uuid).await;
         self.store(&mut super_block, next).await?;
         let clear = async {
             let nothing = zeros(ring.block_size().as_usize());
@@ -197,7 +211,7 @@ impl Core {
             self.log.flush().await
         };
         if let Err(error) = clear.await {
-            self.fail("write to the log device failed", &error);
+            self.fail_io("write to the log device failed", &error);
             return self.state.lock().check_sound();
         }
         let mut state = self.state.lock();
@@ -205,9 +219,23 @@ impl Core {
         let epoch = state.log.epoch + 1;
         state.log = LogIdentity { epoch, uuid, salt, ring };
         state.positions = Positions::settled(Lsid(0), Lsid(0));
+        state.regions = regions;
         state.overflow = false;
         drop(state);
         self.publish();
         Ok(())
+    }
+
+    /// The map of written regions as it will be in the log `uuid`, stored before that log is.
+    async fn announce_log(&self, uuid: LogUuid) -> Option<Regions> {
+        let (mut regions, latest) = {
+            let state = self.state.lock();
+            (state.regions.clone()?, state.positions.latest)
+        };
+        regions.begin_log(uuid, latest);
+        if let Some(kept) = &self.kept {
+            kept.regions.announce(&regions).await;
+        }
+        Some(regions)
     }
 }

@@ -70,18 +70,22 @@ impl Core {
     /// Records in the super block what is on the data device, so that redo need not repeat it.
     pub(crate) async fn checkpoint(&self) -> Result<(), VolumeError> {
         let mut super_block = self.super_block.lock().await;
-        let target = {
+        let (target, regions) = {
             let state = self.state.lock();
             state.check_sound()?;
-            state.positions.written
+            (state.positions.written, state.regions.clone())
         };
         if target == super_block.written {
             return Ok(());
         }
         // Everything below `target` was written before this flush is asked for.
         if let Err(error) = self.data.flush().await {
-            self.fail("flush of the data device failed", &error);
+            self.fail_io("flush of the data device failed", &error);
             return self.state.lock().check_sound();
+        }
+        // The map first: redo marks what comes after `written`, and nothing before it.
+        if let (Some(kept), Some(regions)) = (&self.kept, &regions) {
+            kept.regions.store(regions, target).await;
         }
         let mut next = super_block.clone();
         next.written = target;
@@ -98,7 +102,7 @@ impl Core {
         next: SuperBlock,
     ) -> Result<(), VolumeError> {
         if let Err(error) = write_super(&self.log, &next).await {
-            self.fail("write of the super block failed", &error);
+            self.fail_io("write of the super block failed", &error);
             return self.state.lock().check_sound();
         }
         *current = next;
@@ -169,7 +173,7 @@ impl Core {
             self.log.flush().await
         };
         if let Err(error) = clear.await {
-            return self.fail("write to the log device failed", &error);
+            return self.fail_io("write to the log device failed", &error);
         }
         self.state.lock().overflow = true;
         tracing::error!(

@@ -148,7 +148,7 @@ impl Committer {
 
 /// The rules of the ring (`formats.md` §3.3, I4).
 fn try_admit(state: &mut State, plan: &Plan, policy: OverflowPolicy) -> Admission {
-    if let Err(refusal) = state.check_alive() {
+    if let Err(refusal) = state.check_alive().and_then(|()| state.check_in_use()) {
         return Admission::Refused(refusal);
     }
     if plan.epoch != state.log.epoch || plan.begin != state.positions.latest {
@@ -177,7 +177,7 @@ fn try_admit(state: &mut State, plan: &Plan, policy: OverflowPolicy) -> Admissio
 fn complete(core: &Core, ended: Ended) {
     let Ended { result, packs, requests } = ended;
     if let Err(error) = &result {
-        core.fail("write to the log device failed", error);
+        core.fail_io("write to the log device failed", error);
     }
     let mut acknowledged = Vec::with_capacity(requests.len());
     let hurry = {
@@ -217,6 +217,9 @@ fn enter(
         state.overlay.insert(request.address, request.blocks, begin, payload.clone());
         logged.bytes += request.payload_bytes();
         let Request { address, blocks, fua, memory, answer, .. } = request;
+        if let Some(regions) = &state.regions {
+            regions.mark(address, blocks, end);
+        }
         logged.records.push(LoggedRecord { address, blocks, payload, _memory: memory });
         if fua {
             state.flush.waiters.push_back((end, answer));

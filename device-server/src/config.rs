@@ -3,6 +3,7 @@
 //! ```toml
 //! control = "/run/walb/device.sock"
 //! nbd = ["unix:/run/walb/nbd.sock"]
+//! state-dir = "/var/lib/walb/device"
 //! overflow = "overwrite"
 //!
 //! [[volume]]
@@ -43,6 +44,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SOCKET")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<PathBuf>,
+    /// Where the volumes keep what does not belong on their devices: the map of regions written
+    /// since, and whether a restore replaces their content. Without it a hash backup after lost
+    /// logs compares everything, and nothing can be restored to the devices
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
     /// What happens when the log device is full [default: overwrite]
     #[arg(long, value_enum)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,7 +164,7 @@ mod tests {
 
     #[test]
     fn the_file_says_what_the_flags_can_say() {
-        let text = "control = '/c'\nnbd = ['unix:/n', 'tcp:127.0.0.1:10809']\nmax-pending = '64M'\n\
+        let text = "control = '/c'\nstate-dir = '/s'\nnbd = ['unix:/n', 'tcp:127.0.0.1:10809']\nmax-pending = '64M'\n\
             overflow = 'stall'\n\
             [[volume]]\nname = 'v'\ndata = 'd'\nlog = 'l'\noverflow = 'error'\n";
         let dir = tempfile::tempdir().unwrap();
@@ -169,5 +176,6 @@ mod tests {
         assert_eq!(options.max_pending_bytes, 64 << 20);
         assert_eq!(args.overflow, Some(OverflowPolicy::Stall));
         assert_eq!(args.nbd.len(), 2);
+        assert_eq!(args.state_dir.as_deref(), Some(std::path::Path::new("/s")));
     }
 }

@@ -1,13 +1,14 @@
 //! The control service: `walb.v1.DeviceControl`, for the storage role and the tools.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::StreamExt;
-use proto::v1;
 use proto::v1::device_control_server::{DeviceControl, DeviceControlServer};
+use proto::{convert, v1};
 use server_kit::error::{Reason, RoleError};
 use server_kit::shutdown::Shutdown;
 use tokio_stream::wrappers::WatchStream;
@@ -20,6 +21,7 @@ use crate::core::Status;
 use crate::error::VolumeError;
 use crate::options::OverflowPolicy;
 use crate::positions::Positions;
+use crate::regions::WrittenRegions;
 use crate::volume::Volume;
 
 /// A volume and how it is reached.
@@ -158,6 +160,33 @@ impl DeviceControl for ControlService {
         Ok(Response::new(v1::Empty {}))
     }
 
+    async fn list_regions(&self, request: Request<v1::RegionsRequest>) -> Answer<v1::RegionsReply> {
+        let v1::RegionsRequest { volume, log_uuid, since_lsid } = request.into_inner();
+        let volume = &self.find(&volume)?.volume;
+        let uuid = convert::uuid(&log_uuid)
+            .map_err(|_| RoleError::bad_request("the uuid of a log has 16 bytes"))?;
+        Ok(Response::new(match volume.regions_since(uuid, Lsid(since_lsid)) {
+            Ok(written) => regions(written),
+            Err(why) => {
+                v1::RegionsReply { why_unknown: why.to_string(), ..v1::RegionsReply::default() }
+            }
+        }))
+    }
+
+    async fn begin_overwrite(&self, request: Request<v1::VolumeRef>) -> Answer<v1::DeviceVolume> {
+        let served = self.find(&request.get_ref().volume)?;
+        let done = served.volume.begin_overwrite().await;
+        done.map_err(|error| refused(&served.volume, "replace the content of", error))?;
+        Ok(Response::new(describe(served)))
+    }
+
+    async fn end_overwrite(&self, request: Request<v1::VolumeRef>) -> Answer<v1::DeviceVolume> {
+        let served = self.find(&request.get_ref().volume)?;
+        let done = served.volume.end_overwrite().await;
+        done.map_err(|error| refused(&served.volume, "put back into service", error))?;
+        Ok(Response::new(describe(served)))
+    }
+
     async fn watch(&self, request: Request<v1::VolumeRef>) -> Answer<BoxStream<v1::DeviceEvent>> {
         let volume = &self.find(&request.get_ref().volume)?.volume;
         let changes = WatchStream::new(volume.watch());
@@ -178,12 +207,23 @@ fn positions(positions: &Positions) -> v1::LogPositions {
     }
 }
 
+fn regions(written: WrittenRegions) -> v1::RegionsReply {
+    let range = |range: Range<u64>| v1::ByteRange { begin: range.start, end: range.end };
+    v1::RegionsReply {
+        known: true,
+        region_bytes: written.region_bytes,
+        ranges: written.ranges.into_iter().map(range).collect(),
+        why_unknown: String::new(),
+    }
+}
+
 fn event(status: &Status) -> v1::DeviceEvent {
     v1::DeviceEvent {
         positions: Some(positions(&status.positions)),
         overflow: status.overflow,
         size_lb: status.size.0,
         log_uuid: Bytes::copy_from_slice(&status.uuid.0),
+        overwriting: status.overwriting,
     }
 }
 
@@ -205,6 +245,7 @@ fn describe(served: &Served) -> v1::DeviceVolume {
         data_path: volume.data().path_hint(),
         frontends: served.frontends.clone(),
         pending_bytes: status.pending_bytes,
+        overwriting: status.overwriting,
         failure: status.failure.as_deref().unwrap_or_default().to_owned(),
     }
 }
@@ -229,11 +270,22 @@ fn refused(volume: &Volume, attempt: &str, error: VolumeError) -> RoleError {
         VolumeError::Overflow => RoleError::overflow(name, message)
             .with_next_step("take a hash backup: it starts with a log reset"),
         VolumeError::LogFull => RoleError::no_space(message),
+        VolumeError::NoSpace(_) => RoleError::new(Reason::NoSpace, message),
+        VolumeError::Overwriting => RoleError::new(Reason::WrongState, message)
+            .with_state("overwriting", &["in service".to_owned()]),
+        VolumeError::NotOverwriting => RoleError::new(Reason::WrongState, message)
+            .with_state("in service", &["overwriting".to_owned()])
+            .with_next_step("begin with BeginOverwrite"),
+        VolumeError::NoStateDir => RoleError::new(Reason::WrongState, message)
+            .with_state("without state directory", &["with one".to_owned()])
+            .with_next_step("restart walb-device with --state-dir DIR"),
         VolumeError::BadSize { .. } => RoleError::wrong_size(message),
         VolumeError::Range { .. } | VolumeError::BadOldest { .. } => {
             RoleError::bad_request(message)
         }
-        VolumeError::Failed(_) | VolumeError::Io(_) => RoleError::new(Reason::Io, message),
+        VolumeError::Failed(_) | VolumeError::Io(_) | VolumeError::State(_) => {
+            RoleError::new(Reason::Io, message)
+        }
     }
     .with_volume(name)
 }

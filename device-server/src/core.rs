@@ -6,12 +6,14 @@
 
 use std::collections::VecDeque;
 use std::fmt::Display;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
 use block_io::device::BlockDevice;
 use parking_lot::Mutex;
+use server_kit::error::is_no_space;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use wlog_format::ring::Ring;
@@ -21,7 +23,9 @@ use wlog_format::units::{Lb, LogUuid, Lsid, Salt};
 use crate::error::VolumeError;
 use crate::options::VolumeOptions;
 use crate::overlay::{Overlay, Payload};
+use crate::overwrite::OverwriteMark;
 use crate::positions::Positions;
+use crate::regions::{RegionKeeper, Regions};
 
 /// Where the answer to a waiting request goes.
 pub(crate) type Answer = oneshot::Sender<Result<(), VolumeError>>;
@@ -66,6 +70,14 @@ pub(crate) struct FlushState {
     pub(crate) waiters: VecDeque<(Lsid, Answer)>,
 }
 
+/// Why a volume takes no more writes.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) why: Arc<str>,
+    /// A device is full: clients should hear that and nothing vaguer.
+    pub(crate) no_space: bool,
+}
+
 /// Everything about a volume that changes.
 pub(crate) struct State {
     pub(crate) positions: Positions,
@@ -76,9 +88,13 @@ pub(crate) struct State {
     pub(crate) frozen: Option<u64>,
     /// A log reset holds back writes, as a freeze would.
     pub(crate) held: bool,
+    /// The content is being replaced from outside: no reads and writes.
+    pub(crate) overwriting: bool,
     /// Writes are refused from now on: the role goes down.
     pub(crate) stopping: bool,
-    pub(crate) failure: Option<Arc<str>>,
+    pub(crate) failure: Option<Failure>,
+    /// What was written since; `None` when no state directory keeps it.
+    pub(crate) regions: Option<Regions>,
     /// All logged writes that are not on the data device yet (I3).
     pub(crate) overlay: Overlay,
     /// The same, as packs in log order, for the data writer.
@@ -96,8 +112,10 @@ impl State {
             overflow,
             frozen: None,
             held: false,
+            overwriting: false,
             stopping: false,
             failure: None,
+            regions: None,
             overlay: Overlay::default(),
             logged: VecDeque::new(),
             pending_bytes: 0,
@@ -107,8 +125,16 @@ impl State {
 
     /// Refuses when an I/O error has stopped the volume.
     pub(crate) fn check_sound(&self) -> Result<(), VolumeError> {
-        let failed = |why| Err(VolumeError::Failed(Arc::clone(why)));
-        self.failure.as_ref().map_or(Ok(()), failed)
+        match &self.failure {
+            None => Ok(()),
+            Some(Failure { why, no_space: true }) => Err(VolumeError::NoSpace(Arc::clone(why))),
+            Some(Failure { why, no_space: false }) => Err(VolumeError::Failed(Arc::clone(why))),
+        }
+    }
+
+    /// Refuses I/O while the content is replaced from outside.
+    pub(crate) const fn check_in_use(&self) -> Result<(), VolumeError> {
+        if self.overwriting { Err(VolumeError::Overwriting) } else { Ok(()) }
     }
 
     /// Refuses what is new when the volume is stopped or stopping.
@@ -116,6 +142,12 @@ impl State {
         self.check_sound()?;
         if self.stopping { Err(VolumeError::Stopping) } else { Ok(()) }
     }
+}
+
+/// What lies in the state directory of a volume.
+pub(crate) struct Kept {
+    pub(crate) regions: RegionKeeper,
+    pub(crate) overwrite: OverwriteMark,
 }
 
 /// What a volume looks like at one moment, for the control service and its event stream.
@@ -127,6 +159,8 @@ pub struct Status {
     pub overflow: bool,
     /// Writes wait.
     pub frozen: bool,
+    /// The content is being replaced from outside: reads and writes are refused.
+    pub overwriting: bool,
     /// Size of the volume.
     pub size: Lb,
     /// Identity of the log.
@@ -147,12 +181,13 @@ impl From<&State> for Status {
             positions: state.positions,
             overflow: state.overflow,
             frozen: state.frozen.is_some(),
+            overwriting: state.overwriting,
             size: state.size,
             uuid: state.log.uuid,
             salt: state.log.salt,
             ring: state.log.ring,
             pending_bytes: state.pending_bytes,
-            failure: state.failure.clone(),
+            failure: state.failure.as_ref().map(|failure| Arc::clone(&failure.why)),
         }
     }
 }
@@ -163,6 +198,8 @@ pub(crate) struct Core {
     pub(crate) log: Arc<dyn BlockDevice>,
     pub(crate) data: Arc<dyn BlockDevice>,
     pub(crate) options: VolumeOptions,
+    /// `None` without a state directory.
+    pub(crate) kept: Option<Kept>,
     pub(crate) state: Mutex<State>,
     /// The super block as it is on the log device; the lock orders everything that changes it.
     pub(crate) super_block: tokio::sync::Mutex<SuperBlock>,
@@ -204,12 +241,21 @@ impl Core {
     /// Stops the volume for writes, for good: nothing is acknowledged from now on. The first
     /// reason is kept.
     pub(crate) fn fail(&self, what: &str, error: &dyn Display) {
+        self.fail_because(what, error, false);
+    }
+
+    /// The same for an error of a device.
+    pub(crate) fn fail_io(&self, what: &str, error: &io::Error) {
+        self.fail_because(what, error, is_no_space(error));
+    }
+
+    fn fail_because(&self, what: &str, error: &dyn Display, no_space: bool) {
         let waiters = {
             let mut state = self.state.lock();
             if state.failure.is_some() {
                 return;
             }
-            state.failure = Some(format!("{what}: {error}").into());
+            state.failure = Some(Failure { why: format!("{what}: {error}").into(), no_space });
             std::mem::take(&mut state.flush.waiters)
         };
         tracing::error!(volume = %self.name, %error, "{what}; the volume takes no more writes");

@@ -37,7 +37,7 @@ pub(crate) async fn run(core: Arc<Core>) {
         while let Some(batch) = take_batch(&core) {
             let summed = sum(&batch);
             if let Err(error) = apply(&core.data, summed).await {
-                return core.fail("write to the data device failed", &error);
+                return core.fail_io("write to the data device failed", &error);
             }
             finish(&core, batch);
         }

@@ -16,6 +16,31 @@ pub enum VolumeError {
         "the volume stopped taking writes: {0}; see to its devices, then restart the device role"
     )]
     Failed(Arc<str>),
+    /// An earlier write found a device full; reads go on.
+    #[error(
+        "the volume stopped taking writes for want of space: {0}; \
+         free some, then restart the device role"
+    )]
+    NoSpace(Arc<str>),
+    /// The content is being replaced from outside.
+    #[error(
+        "the content of the volume is being replaced: no reads and writes until the restore to it \
+         has ended; run the restore again, or take the content as it is with: \
+         walb-device end-overwrite --control SOCKET VOLUME"
+    )]
+    Overwriting,
+    /// Nobody replaces the content.
+    #[error("the content of the volume is not being replaced")]
+    NotOverwriting,
+    /// The volume could not remember that its content is half replaced.
+    #[error(
+        "without a state directory a killed device role would forget that the content is half \
+         replaced: start it with --state-dir DIR"
+    )]
+    NoStateDir,
+    /// A file of the state directory failed.
+    #[error("{0}")]
+    State(Arc<str>),
     /// The role is going down.
     #[error("the volume is being stopped")]
     Stopping,
@@ -127,6 +152,9 @@ pub enum OpenError {
         /// Why it failed; names the device.
         source: io::Error,
     },
+    /// The state directory failed.
+    #[error("{0}")]
+    State(String),
     /// A pack that we had just found sound could not be made anew.
     #[error("pack at lsid {lsid} of {log}: {source}")]
     Pack {

@@ -73,7 +73,7 @@ async fn flush(core: &Core) -> bool {
         state.positions.flush
     };
     if let Err(error) = core.log.flush().await {
-        core.fail("flush of the log device failed", &error);
+        core.fail_io("flush of the log device failed", &error);
         return false;
     }
     let answers = {

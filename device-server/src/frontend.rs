@@ -3,6 +3,7 @@
 //! Flush covers every write that was acknowledged before it, on whichever connection, so the export
 //! can be used over several connections at once.
 
+use std::io;
 use std::sync::Arc;
 
 use block_io::nbd::{Chunk, Export, ExportError, Extent, WriteZeroes};
@@ -92,10 +93,11 @@ impl Export for VolumeExport {
 impl From<VolumeError> for ExportError {
     fn from(error: VolumeError) -> Self {
         match error {
-            VolumeError::LogFull => Self::NoSpace(error.to_string()),
+            VolumeError::LogFull | VolumeError::NoSpace(_) => Self::NoSpace(error.to_string()),
             VolumeError::Stopping => Self::ShuttingDown,
             VolumeError::Range { .. } => Self::Invalid(error.to_string()),
-            other => Self::Io(std::io::Error::other(other)),
+            VolumeError::Io(cause) => Self::Io(io::Error::new(cause.kind(), cause)),
+            other => Self::Io(io::Error::other(other)),
         }
     }
 }

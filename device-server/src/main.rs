@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use device_server::{ServeArgs, serve};
+use device_server::{EndOverwriteArgs, ServeArgs, end_overwrite, serve};
 
 /// The logging block device of walb: every write goes to a log first, from which it is backed up.
 #[derive(Debug, Parser)]
@@ -18,9 +18,16 @@ struct Cli {
 enum Command {
     /// Serve volumes
     Serve(ServeArgs),
+    /// Take the half-replaced content of a volume as it is: ends an interrupted restore to it with
+    /// a new log, so that every backup of it starts anew
+    EndOverwrite(EndOverwriteArgs),
 }
 
 fn main() -> ExitCode {
-    let Command::Serve(args) = Cli::parse().command;
-    server_kit::role::run_main(args.log_json, |shutdown| serve(args, shutdown))
+    match Cli::parse().command {
+        Command::Serve(args) => {
+            server_kit::role::run_main(args.log_json, |shutdown| serve(args, shutdown))
+        }
+        Command::EndOverwrite(args) => server_kit::role::run_main(false, |_| end_overwrite(args)),
+    }
 }

@@ -38,6 +38,7 @@ use crate::error::OpenError;
 use crate::log_reader::LogReader;
 use crate::options::STALE_WINDOW_BYTES;
 use crate::overlay::Payload;
+use crate::regions::{RegionKeeper, Regions};
 
 /// How far behind the end stale packs are looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,16 +117,44 @@ pub async fn redo(
     data: &Arc<dyn BlockDevice>,
     options: RedoOptions,
 ) -> Result<(SuperBlock, RedoReport), OpenError> {
+    let redone = redo_with_map(log, data, options, None).await?;
+    Ok((redone.super_block, redone.report))
+}
+
+/// A log that was redone.
+pub(crate) struct Redone {
+    pub(crate) super_block: SuperBlock,
+    pub(crate) report: RedoReport,
+    /// The map of written regions, when one is kept.
+    pub(crate) regions: Option<Regions>,
+}
+
+/// [`redo`] that marks in the map what it finds, and stores the map before the super block.
+pub(crate) async fn redo_with_map(
+    log: &Arc<dyn BlockDevice>,
+    data: &Arc<dyn BlockDevice>,
+    options: RedoOptions,
+    keeper: Option<&RegionKeeper>,
+) -> Result<Redone, OpenError> {
     let (mut super_block, ring) = read_super_block(log, &data.path_hint()).await?;
-    let mut redo = Redo::new(log, data, ring, &super_block, options);
+    let resumed = match keeper {
+        Some(keeper) => Some(keeper.resume(&super_block).await),
+        None => None,
+    };
+    let regions = resumed.as_ref().map(|resumed| resumed.regions.clone());
+    let mut redo = Redo::new(log, data, ring, &super_block, options, regions);
     redo.replay().await?;
     data.flush().await.map_err(OpenError::io("flushing the data device after redo"))?;
     redo.report.overflow = redo.has_overflowed(super_block.oldest).await?;
     redo.clear_stale_packs().await?;
     super_block.written = redo.report.end;
+    let regions = match (keeper, resumed) {
+        (Some(keeper), Some(resumed)) => Some(keeper.settle(resumed, &super_block).await),
+        _ => None,
+    };
     let stored = write_super(log, &super_block).await;
     stored.map_err(OpenError::io("writing the super block after redo"))?;
-    Ok((super_block, redo.report))
+    Ok(Redone { super_block, report: redo.report, regions })
 }
 
 struct Redo<'a> {
@@ -134,6 +163,7 @@ struct Redo<'a> {
     ring: Ring,
     salt: Salt,
     options: RedoOptions,
+    regions: Option<Regions>,
     collected: Collected,
     report: RedoReport,
 }
@@ -145,6 +175,7 @@ impl<'a> Redo<'a> {
         ring: Ring,
         super_block: &SuperBlock,
         options: RedoOptions,
+        regions: Option<Regions>,
     ) -> Self {
         let report = RedoReport {
             begin: super_block.written,
@@ -157,7 +188,7 @@ impl<'a> Redo<'a> {
             overflow: false,
         };
         let (salt, collected) = (super_block.salt, Collected::default());
-        Self { log, data, ring, salt, options, collected, report }
+        Self { log, data, ring, salt, options, regions, collected, report }
     }
 
     fn block_size(&self) -> BlockSize {
@@ -201,7 +232,11 @@ impl<'a> Redo<'a> {
     }
 
     fn add(&mut self, pack: &Pack) {
+        let end = pack.header.next_lsid();
         for (record, payload) in pack.ios() {
+            if let Some(regions) = &self.regions {
+                regions.mark(record.address, record.len(), end);
+            }
             if record.kind == RecordKind::Normal {
                 self.report.writes += 1;
                 self.collected.add(record.address, record.len(), Payload::Data(payload));
@@ -213,7 +248,7 @@ impl<'a> Redo<'a> {
             }
         }
         self.report.packs += 1;
-        self.report.end = pack.header.next_lsid();
+        self.report.end = end;
     }
 
     async fn apply_collected(&mut self) -> Result<(), OpenError> {

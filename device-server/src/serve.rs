@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use block_io::nbd::server::{Limits, Listener as NbdListener, NbdServer};
 use proto::v1::Role;
+use server_kit::durable::{DurableDir, RealDir};
 use server_kit::net::{Endpoint, Listener};
 use server_kit::operations::Operations;
 use server_kit::role::RoleServer;
@@ -29,10 +30,11 @@ use crate::volume::Volume;
 pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let args = server_kit::config::load(args.config.clone().as_deref(), args)?;
     check(&args)?;
+    let state = args.state_dir.as_deref().map(open_state_dir).transpose()?;
     let mut volumes = BTreeMap::new();
     for spec in &args.volume {
         let options = args.options(spec).map_err(anyhow::Error::msg)?;
-        let volume = open_volume(spec, options).await;
+        let volume = open_volume(spec, options, state.as_ref()).await;
         let volume = volume.with_context(|| format!("volume {} cannot be served", spec.name))?;
         let served = Served { volume: Arc::new(volume), frontends: Vec::new() };
         volumes.insert(spec.name.to_string(), served);
@@ -52,10 +54,17 @@ fn check(args: &ServeArgs) -> anyhow::Result<()> {
 }
 
 /// Opens the devices of one volume and redoes its log.
-async fn open_volume(spec: &VolumeSpec, options: VolumeOptions) -> anyhow::Result<Volume> {
+async fn open_volume(
+    spec: &VolumeSpec,
+    options: VolumeOptions,
+    state: Option<&RealDir>,
+) -> anyhow::Result<Volume> {
     let log = open_device(&absolute(&spec.log)?, DeviceRole::Log).await?;
     let data = open_device(&absolute(&spec.data)?, DeviceRole::Data).await?;
-    let (volume, redo) = Volume::open(spec.name.as_str(), log, data, options).await?;
+    // After the devices: they are locked, so nobody else has the directory of this volume.
+    let state = state.map(|base| volume_dir(base, spec)).transpose()?;
+    let opened = Volume::open_with_state(spec.name.as_str(), log, data, options, state).await;
+    let (volume, redo) = opened?;
     tracing::info!(
         volume = %spec.name, begin = %redo.begin, end = %redo.end, writes = redo.writes,
         cut_records = redo.cut_records, stale_packs = redo.stale_packs, "redo done"
@@ -64,6 +73,18 @@ async fn open_volume(spec: &VolumeSpec, options: VolumeOptions) -> anyhow::Resul
         tracing::error!(volume = %spec.name, "the log has overflowed: backup must start anew");
     }
     Ok(volume)
+}
+
+fn open_state_dir(path: &Path) -> anyhow::Result<RealDir> {
+    let opened = RealDir::open_base(absolute(path)?, "device");
+    opened.with_context(|| format!("--state-dir {} cannot be used", path.display()))
+}
+
+/// The directory of one volume, without what a killed process left half-made there.
+fn volume_dir(base: &RealDir, spec: &VolumeSpec) -> anyhow::Result<Arc<dyn DurableDir>> {
+    let dir = RealDir::create(base.path().join(spec.name.as_str()))?;
+    dir.remove_tmp_files()?;
+    Ok(Arc::new(dir))
 }
 
 /// The path as others (the storage role) can use it too.
@@ -127,7 +148,7 @@ async fn serve_control(
     let server = RoleServer {
         role: Role::Device,
         id,
-        base: None,
+        base: args.state_dir.as_deref().map(absolute).transpose()?,
         listener,
         operations,
         shutdown: shutdown.clone(),
@@ -141,7 +162,7 @@ async fn serve_control(
 }
 
 /// `PATH` or `unix:PATH`.
-fn control_endpoint(path: &Path) -> anyhow::Result<Endpoint> {
+pub(crate) fn control_endpoint(path: &Path) -> anyhow::Result<Endpoint> {
     let text = path.to_string_lossy();
     let path = text.strip_prefix("unix:").map_or(path, Path::new);
     Ok(Endpoint::Unix(absolute(path)?))

@@ -7,6 +7,7 @@ use block_io::device::{BlockDevice, Extent, check_range};
 use bytes::Bytes;
 use futures::FutureExt;
 use parking_lot::Mutex;
+use server_kit::durable::DurableDir;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,13 +15,13 @@ use wlog_format::pack::MAX_DISCARD;
 use wlog_format::units::{LOGICAL_BLOCK_BYTES, Lb, to_usize};
 
 use crate::commit::Committer;
-use crate::core::{Core, LogIdentity, State, Status};
+use crate::core::{Core, Kept, LogIdentity, State, Status};
 use crate::error::{OpenError, VolumeError};
 use crate::options::{MAX_RECORD_BYTES, MIN_PENDING_BYTES, VolumeOptions};
 use crate::overlay::Payload;
 use crate::plan::max_record;
 use crate::positions::Positions;
-use crate::redo::{RedoOptions, RedoReport, redo};
+use crate::redo::{RedoOptions, RedoReport, Redone, redo_with_map};
 use crate::request::{Body, Request, UnsaltedSum};
 use crate::zeros::zeros;
 use crate::{checkpoint, data_writer, flusher};
@@ -61,7 +62,22 @@ impl Volume {
         data: Arc<dyn BlockDevice>,
         options: VolumeOptions,
     ) -> Result<(Self, RedoReport), OpenError> {
-        let core = Core::open(name, log, data, options).await?;
+        Self::open_with_state(name, log, data, options, None).await
+    }
+
+    /// [`Volume::open`] with a directory of its own, in which the volume keeps what does not belong
+    /// on its devices: the map of written regions, and whether its content is being replaced.
+    ///
+    /// # Errors
+    /// The same, or the directory fails.
+    pub async fn open_with_state(
+        name: &str,
+        log: Arc<dyn BlockDevice>,
+        data: Arc<dyn BlockDevice>,
+        options: VolumeOptions,
+        state_dir: Option<Arc<dyn DurableDir>>,
+    ) -> Result<(Self, RedoReport), OpenError> {
+        let core = Core::open(name, log, data, options, state_dir).await?;
         let (core, report) = (Arc::new(core.0), core.1);
         let (requests, queue) = mpsc::unbounded_channel();
         let tasks = TaskTracker::new();
@@ -150,6 +166,7 @@ impl Volume {
         let (start, blocks) = (Lb::from_bytes(offset), Lb::from_bytes(len as u64));
         let runs = {
             let state = self.core.state.lock();
+            state.check_in_use()?;
             if state.overlay.is_empty() { None } else { Some(state.overlay.lookup(start, blocks)) }
         };
         let Some(runs) = runs else {
@@ -179,7 +196,11 @@ impl Volume {
     pub async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>, VolumeError> {
         self.check(offset, len)?;
         let (start, blocks) = (Lb::from_bytes(offset), Lb::from_bytes(len));
-        let runs = self.core.state.lock().overlay.lookup(start, blocks);
+        let runs = {
+            let state = self.core.state.lock();
+            state.check_in_use()?;
+            state.overlay.lookup(start, blocks)
+        };
         let mut extents = Vec::new();
         for run in runs {
             let len = run.blocks.bytes();
@@ -333,16 +354,25 @@ impl Core {
         log: Arc<dyn BlockDevice>,
         data: Arc<dyn BlockDevice>,
         options: VolumeOptions,
+        state_dir: Option<Arc<dyn DurableDir>>,
     ) -> Result<(Self, RedoReport), OpenError> {
         check_fit(&log, &data).await?;
-        let (super_block, report) = redo(&log, &data, RedoOptions::default()).await?;
+        let kept = state_dir.map(|dir| Kept::new(dir, name));
+        let overwriting = match &kept {
+            Some(kept) => kept.overwrite.is_set().await?,
+            None => false,
+        };
+        let keeper = kept.as_ref().map(|kept| &kept.regions);
+        let redone = redo_with_map(&log, &data, RedoOptions::default(), keeper).await?;
+        let Redone { super_block, report, regions } = redone;
         let ring = super_block.ring(log.size_bytes()).map_err(|source| {
             OpenError::NotFormatted { log: log.path_hint(), data: data.path_hint(), source }
         })?;
         let (uuid, salt) = (super_block.uuid, super_block.salt);
         let identity = LogIdentity { epoch: 0, uuid, salt, ring };
         let positions = Positions::settled(super_block.oldest, report.end);
-        let state = State::new(positions, identity, super_block.device_size, report.overflow);
+        let mut state = State::new(positions, identity, super_block.device_size, report.overflow);
+        (state.overwriting, state.regions) = (overwriting, regions);
         let room = options.max_pending_bytes.max(MIN_PENDING_BYTES) / LOGICAL_BLOCK_BYTES;
         let (status, _) = watch::channel(Status::from(&state));
         let core = Self {
@@ -350,6 +380,7 @@ impl Core {
             log,
             data,
             options,
+            kept,
             state: Mutex::new(state),
             super_block: tokio::sync::Mutex::new(super_block),
             memory: Arc::new(Semaphore::new(to_usize(room).min(Semaphore::MAX_PERMITS))),

@@ -16,10 +16,12 @@ use std::time::Duration;
 
 use block_io::device::Operation;
 use block_io::sim::{Fault, Gate, When};
+use common::state_dir::{Files, StateDir};
 use common::{Bench, bench, payload, quiet, read, reopen};
-use device_server::{ControlService, Served, VolumeError};
+use device_server::{ControlService, Served, Volume, VolumeError};
 use proto::v1;
 use proto::v1::device_control_client::DeviceControlClient;
+use server_kit::durable::DurableDir;
 use server_kit::error::{Reason, RoleError};
 use server_kit::net::{Connector, Endpoint, Listener, RealConnector};
 use server_kit::shutdown::Shutdown;
@@ -330,6 +332,53 @@ async fn the_control_service_tells_and_does() {
     let unknown = client.get(volume("w")).await.unwrap_err();
     assert_eq!(reason(&unknown), Reason::UnknownVolume);
     assert!(unknown.message().contains('w'));
+}
+
+#[tokio::test]
+async fn regions_and_the_replacing_of_the_content_are_told_and_refused() {
+    let kept = {
+        let dir: Arc<dyn DurableDir> = StateDir::new(&Files::new(), None);
+        let Bench { log, data, .. } = usual().await;
+        let opened = Volume::open_with_state("v", log.clone(), data.clone(), quiet(), Some(dir));
+        Bench { log, data, volume: Arc::new(opened.await.unwrap().0) }
+    };
+    let plain = usual().await;
+    let mut service = serve(&[("v", &kept), ("plain", &plain)]).await;
+    let mut events = service.client.watch(volume("v")).await.unwrap().into_inner();
+    let client = &mut service.client;
+    let asked = |volume: &str, log: &[u8], since_lsid| v1::RegionsRequest {
+        volume: volume.to_owned(),
+        log_uuid: log.to_vec().into(),
+        since_lsid,
+    };
+    let log = kept.volume.status().uuid.0;
+    kept.volume.write(64 << 10, payload(1, 128, 8), false).await.unwrap();
+    let reply = client.list_regions(asked("v", &log, 0)).await.unwrap().into_inner();
+    let range = v1::ByteRange { begin: 64 << 10, end: 128 << 10 };
+    assert_eq!((reply.known, reply.region_bytes), (true, 64 << 10));
+    assert_eq!(reply.ranges, [range]);
+    let reply = client.list_regions(asked("v", &[1; 16], 0)).await.unwrap().into_inner();
+    assert!(!reply.known && reply.ranges.is_empty() && reply.why_unknown.contains("0101"));
+    let reply = client.list_regions(asked("plain", &log, 0)).await.unwrap().into_inner();
+    assert!(!reply.known && reply.why_unknown.contains("--state-dir"));
+    let refused = client.list_regions(asked("v", &[1; 15], 0)).await.unwrap_err();
+    assert_eq!(reason(&refused), Reason::BadRequest);
+
+    let refused = client.begin_overwrite(volume("plain")).await.unwrap_err();
+    assert!(RoleError::from_status("d", &refused).detail().next_step.contains("--state-dir"));
+    let refused = client.end_overwrite(volume("v")).await.unwrap_err();
+    assert_eq!(reason(&refused), Reason::WrongState);
+    assert!(client.begin_overwrite(volume("v")).await.unwrap().into_inner().overwriting);
+    while !events.message().await.unwrap().unwrap().overwriting {}
+    let told = client.end_overwrite(volume("v")).await.unwrap().into_inner();
+    assert!(!told.overwriting && told.log_uuid != log.to_vec());
+    loop {
+        let event = events.message().await.unwrap().unwrap();
+        if !event.overwriting {
+            assert_eq!(event.log_uuid, told.log_uuid);
+            break;
+        }
+    }
 }
 
 #[tokio::test]

@@ -182,6 +182,7 @@ pub fn arguments(layout: &Layout, dir: &Path, group: &[String], name: &str) -> V
     if role_of(name) == "device" {
         let nbd = format!("unix:{}", at(format!("{name}.nbd.sock")));
         args.extend(texts(&["--nbd", &nbd, "--control", &at(format!("{name}.control.sock"))]));
+        args.extend(texts(&["--state-dir", &at(format!("{name}.state"))]));
         for volume in &layout.volumes {
             let (data, log) =
                 (at(format!("{name}-{volume}.data")), at(format!("{name}-{volume}.log")));

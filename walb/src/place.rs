@@ -84,6 +84,7 @@ impl Place {
         let mut flag = |name: &str, value: String| args.extend([format!("--{name}"), value]);
         if role == "device" {
             flag("control", self.control().display().to_string());
+            flag("state-dir", self.dir.join("device").display().to_string());
             flag("nbd", format!("unix:{}", self.nbd_socket().display()));
             volumes.iter().for_each(|volume| flag("volume", volume_flag(volume)));
             return args;

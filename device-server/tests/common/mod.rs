@@ -10,6 +10,8 @@
     reason = "a test may panic, and uses of this module what it needs"
 )]
 
+pub mod state_dir;
+
 use std::sync::Arc;
 use std::time::Duration;
 
