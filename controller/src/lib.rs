@@ -18,6 +18,7 @@
 
 pub mod cli;
 pub mod client;
+pub mod doctor;
 pub mod error;
 pub mod group;
 pub mod ops;

@@ -56,6 +56,7 @@ const VERBS: &[&str] = &[
     "copy-archive-info",
     "kick-all",
     "kick",
+    "doctor",
     "shutdown",
     "operations",
     "wait",

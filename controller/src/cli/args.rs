@@ -281,6 +281,9 @@ pub enum Verb {
         /// An archive of the group file
         archive: String,
     },
+    /// Find out what is wrong, and what to do about it; all is well: exit 0, something is wrong:
+    /// exit 3, servers do not answer and that is all: exit 4
+    Doctor(super::doctor::DoctorArgs),
     /// Stop a server's process
     Shutdown {
         /// A server of the group file

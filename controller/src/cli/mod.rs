@@ -1,6 +1,7 @@
 //! The command line `walbc`: arguments, tables, JSON, progress, exit codes. No decisions.
 
 pub mod args;
+pub mod doctor;
 pub mod output;
 mod progress;
 pub mod values;

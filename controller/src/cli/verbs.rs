@@ -71,6 +71,7 @@ pub(super) async fn run(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
         Verb::Shutdown { .. } | Verb::Operations | Verb::Wait { .. } | Verb::Cancel { .. } => {
             run_verb(ctl, verb, json).await
         }
+        Verb::Doctor(args) => super::doctor::run(ctl, args, json).await,
         Verb::Completions { .. } => done(Report::done()),
     }
 }
