@@ -32,10 +32,15 @@ fn device(case: &Case<'_>, storage: &str, v: &v1::StorageVolume) -> Option<Diagn
         return Some(Diagnosis::of(case.volume, Row::N1, evidence, Way::Steps(vec![step])));
     }
     let (volume, device) = (case.volume, v.device.as_str());
-    let mut steps = vec![Step::person(format!(
+    let mut steps = Vec::new();
+    if v.state == "Target" {
+        // Or the empty device would be backed up by itself as soon as it is there.
+        steps.push(Step::run(&format!("stop {storage} {volume}")));
+    }
+    steps.push(Step::person(format!(
         "make new data and log devices for {device} where the lost ones were, format the log \
          (walb ldev format --log LOG --data DATA --name NAME), restart the device role"
-    ))];
+    )));
     let name = device.split_once('#').map_or(volume, |(_, name)| name);
     if let Some((archive, newest)) = newest_restorable(case) {
         evidence.push(format!("{archive} can restore gid {newest}"));

@@ -1,6 +1,7 @@
 //! Every rule on hand-made looks: a group that is well, idle, busy or silent gives nothing, and
 //! each failure gives its row, with steps.
 
+use clap::Parser;
 use proto::v1;
 use proto::v1::{GapCause, Reason, WdiffResult};
 
@@ -151,7 +152,12 @@ fn only(look: &Look, row: Row) -> (Diagnosis, Vec<String>) {
     let found = found.into_iter().next().unwrap();
     assert!(!found.evidence.is_empty() && found.evidence.iter().all(|fact| !fact.is_empty()));
     let steps = found.steps().iter().map(|step| match step {
-        super::Step::Run(command) => command.to_string(),
+        super::Step::Run(command) => {
+            let words = std::iter::once("walbc").chain(command.args.iter().map(String::as_str));
+            let parsed = crate::cli::args::Cli::try_parse_from(words);
+            assert!(parsed.is_ok(), "{command}: {}", parsed.unwrap_err());
+            command.to_string()
+        }
         super::Step::Person(what) => format!("({what})"),
     });
     let steps = steps.collect();
@@ -270,8 +276,9 @@ fn f7_a_device_that_lost_its_data_and_a_device_role_that_is_down() {
         })
     };
     let (found, steps) = only(&dead(Reason::Io), Row::F7);
+    assert_eq!(steps[0], "walbc stop s0 vol0");
     assert_eq!(
-        steps[1..],
+        steps[2..],
         ["walbc restore-to-device a0 vol0 9 s0 vol0", "walbc hash-backup s0 vol0"]
     );
     assert!(!found.is_safe());
