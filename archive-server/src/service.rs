@@ -63,6 +63,7 @@ fn describe(volume: &Volume) -> ArchiveVolume {
         last_received_s: c.last_received_s,
         running,
         error,
+        ..ArchiveVolume::default()
     })
 }
 
