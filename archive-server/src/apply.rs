@@ -172,10 +172,10 @@ async fn apply_round(
     round: Vec<Diff>,
 ) -> Result<(), RoleError> {
     let name = volume.name.as_str();
-    let paths = round.iter().map(|d| volume.diff_path(d)).collect::<Result<Vec<_>, _>>()?;
-    let opened = name.to_owned();
-    let wdiffs = blocking::run(move || image::open_wdiffs(&opened, &paths)).await?;
-    let device = image::open(&archive.images, name, volume.image_path()).await?;
+    let (names, owner) = (volume.diff_names(&round)?, volume.clone());
+    let open = move || image::open_wdiffs(owner.name.as_str(), &*owner.dir, &names);
+    let wdiffs = blocking::run(open).await?;
+    let device = image::open(&archive.world.images, name, volume.image_path()).await?;
     {
         // Waits for restores that copy the image as it was; later ones see that it changes.
         let _gate = volume.image_gate.write().await;

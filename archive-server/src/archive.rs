@@ -4,16 +4,16 @@
 //! others from serving; a volume appears and disappears as a whole (its directory takes its name,
 //! or loses it, in one step); creating and removing volumes is done by one at a time.
 
-use crate::image::Images;
 use crate::jobs::Job;
 use crate::load;
 use crate::record::{Kept, Record, STATE_FILE};
 use crate::state::State;
 use crate::volume::{Catalogue, Volume};
+use crate::world::World;
 use parking_lot::Mutex;
 use proto::v1::StopMode;
 use server_kit::blocking;
-use server_kit::durable::{DurableDir, RealDir, StateFile};
+use server_kit::durable::{DurableDir, StateFile, claim_base};
 use server_kit::error::{Reason, RoleError};
 use server_kit::operations::Operations;
 use server_kit::state_machine::StopFlag;
@@ -61,10 +61,10 @@ impl Default for Settings {
 
 /// The archive.
 pub(crate) struct Archive {
-    pub(crate) base: Arc<RealDir>,
+    pub(crate) base: Arc<dyn DurableDir>,
     pub(crate) settings: Settings,
     pub(crate) operations: Operations,
-    pub(crate) images: Arc<dyn Images>,
+    pub(crate) world: World,
     pub(crate) sessions: crate::full_sync::Sessions,
     /// Cancelled when the server is asked to end: nothing is tried again then.
     pub(crate) ending: CancellationToken,
@@ -88,24 +88,25 @@ impl Archive {
         base: &Path,
         settings: Settings,
         operations: Operations,
-        images: Arc<dyn Images>,
+        world: World,
         ending: CancellationToken,
     ) -> Result<Arc<Self>, RoleError> {
-        let base = base.to_owned();
+        let (base, open_dir) = (base.to_owned(), world.open_dir.clone());
         let load = move || -> Result<_, RoleError> {
-            let base = RealDir::open_base(&base, "archive")?;
+            let base = open_dir(&base)?;
+            claim_base(&base, "archive")?;
             base.remove_tmp_dirs()?;
             base.remove_tmp_files()?;
-            let reflinks = crate::restore::can_reflink(&base);
+            let reflinks = crate::restore::can_reflink(&*base);
             let volumes = load::all(&base)?;
             Ok((base, reflinks, volumes))
         };
         let (base, reflinks, volumes) = blocking::run(load).await?;
         let archive = Arc::new(Self {
-            base: Arc::new(base),
+            base,
             settings,
             operations,
-            images,
+            world,
             sessions: crate::full_sync::Sessions::default(),
             ending,
             writers: Arc::new(Semaphore::new(WRITERS_MAX)),
@@ -145,7 +146,7 @@ impl Archive {
             return Err(RoleError::wrong_state(&name, "init", volume.cell.state(), &allowed));
         }
         let (base, new) = (self.base.clone(), name.clone());
-        let volume = blocking::run(move || make(&base, new)).await?;
+        let volume = blocking::run(move || make(&*base, new)).await?;
         self.volumes.lock().insert(name, volume);
         Ok(())
     }
@@ -260,15 +261,12 @@ pub(crate) fn parse_name(name: &str) -> Result<VolumeName, RoleError> {
 }
 
 /// Makes the directory of a volume. Blocks.
-fn make(base: &RealDir, name: VolumeName) -> Result<Arc<Volume>, RoleError> {
+fn make(base: &dyn DurableDir, name: VolumeName) -> Result<Arc<Volume>, RoleError> {
     let tmp = format!("{name}{}", server_kit::durable::TMP_SUFFIX);
-    let half_made = Arc::new(RealDir::create(base.path().join(&tmp))?);
+    let half_made = base.create_dir(&tmp)?;
     StateFile::new(half_made, STATE_FILE).store(&Record::new())?;
-    let path = base.path().join(name.as_str());
-    let failed = |e| RoleError::io("create", &path, e).with_volume(&name);
-    base.rename(&tmp, name.as_str()).map_err(failed)?;
-    base.sync().map_err(failed)?;
-    let dir = RealDir::open(&path)?;
+    base.commit_dir(&tmp, name.as_str()).map_err(|e| RoleError::from(e).with_volume(&name))?;
+    let dir = base.open_dir(name.as_str())?;
     let record = Record::new();
     let unused = record.base().map_err(|e| RoleError::new(Reason::Damaged, e.to_string()))?;
     Ok(Volume::new(name, dir, State::SyncReady, Catalogue::new(record, unused)))

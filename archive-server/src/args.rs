@@ -2,8 +2,8 @@
 //! serving.
 
 use crate::archive::{Archive, Settings};
-use crate::image::{FileImages, Images};
 use crate::service::Service;
+use crate::world::World;
 use anyhow::Context;
 use proto::v1::Role;
 use proto::v1::archive_server::ArchiveServer;
@@ -16,7 +16,6 @@ use server_kit::shutdown::Shutdown;
 use server_kit::units::parse_size;
 use server_kit::volume_name::ServerId;
 use std::path::PathBuf;
-use std::sync::Arc;
 use tonic::service::Routes;
 
 /// Where base images live.
@@ -87,7 +86,7 @@ pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let listen = args.listen.clone().context("say where to listen: --listen ADDR")?;
     let id = args.id.clone().context("say the name of this archive: --id ID")?;
     let listener = Listener::bind(&listen, args.insecure).await?;
-    let server = Server { base, id, settings: args.settings()?, images: Arc::new(FileImages) };
+    let server = Server { base, id, settings: args.settings()?, world: World::real() };
     server.run(listener, shutdown).await?;
     Ok(())
 }
@@ -100,8 +99,8 @@ pub struct Server {
     pub id: ServerId,
     /// What can be set.
     pub settings: Settings,
-    /// How images are opened.
-    pub images: Arc<dyn Images>,
+    /// The world outside.
+    pub world: World,
 }
 
 impl Server {
@@ -110,10 +109,10 @@ impl Server {
     /// # Errors
     /// The base directory or the transport fails.
     pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), RoleError> {
-        let Self { base, id, settings, images } = self;
+        let Self { base, id, settings, world } = self;
         let operations = Operations::new();
         let ending = shutdown.requested();
-        let archive = Archive::open(&base, settings, operations.clone(), images, ending).await?;
+        let archive = Archive::open(&base, settings, operations.clone(), world, ending).await?;
         let routes = Routes::new(ArchiveServer::new(Service(archive)));
         let base = Some(base);
         RoleServer { role: Role::Archive, id, base, listener, operations, shutdown }

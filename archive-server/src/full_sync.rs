@@ -11,7 +11,7 @@ use crate::image::{self, ImageWriter};
 use crate::jobs::{FULL_SYNC, Job};
 use crate::record::{Kept, Progress};
 use crate::state::State;
-use crate::volume::Volume;
+use crate::volume::{IMAGE_FILE, Volume};
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 use proto::v1::full_sync_request::Step;
@@ -20,13 +20,11 @@ use proto::v1::{
     PrepareFullSyncRequest,
 };
 use server_kit::blocking;
-use server_kit::durable::DurableDir;
 use server_kit::error::{Reason, RoleError};
 use server_kit::operations::{OperationHandle, Outcome};
 use server_kit::state_machine::Transition;
 use server_kit::volume_name::VolumeName;
 use std::collections::BTreeMap;
-use std::fs;
 use std::sync::Arc;
 use wdiff_format::gid::{BaseState, Snapshot};
 use wlog_format::units::{LOGICAL_BLOCK_BYTES, Lb, LogUuid};
@@ -117,7 +115,7 @@ fn resumable(volume: &Volume, size: Lb, resumes: Option<LogUuid>) -> Result<u64,
     let Some(uuid) = resumes else { return Ok(0) };
     let Some(progress) = volume.progress.load()? else { return Ok(0) };
     let same = progress.log_uuid == uuid && progress.size_lb == size.0;
-    let has = fs::metadata(volume.image_path()).map_or(0, |m| m.len());
+    let has = volume.dir.look_at(IMAGE_FILE)?.map_or(0, |info| info.len_bytes);
     let whole = progress.durable_bytes <= size.bytes() && progress.durable_bytes <= has;
     Ok(if same && whole { progress.durable_bytes } else { 0 })
 }
@@ -216,7 +214,7 @@ where
         (volume.clone(), Progress { log_uuid, size_lb: size.0, durable_bytes: start_bytes });
     blocking::run(move || lay_out(&here, progress)).await?;
     let name = volume.name.as_str();
-    let device = image::open(&archive.images, name, volume.image_path()).await?;
+    let device = image::open(&archive.world.images, name, volume.image_path()).await?;
     handle.set_total(size.bytes());
     handle.advance(start_bytes);
     let mut filling = Filling {
@@ -250,14 +248,12 @@ where
 fn lay_out(volume: &Volume, progress: Progress) -> Result<(), RoleError> {
     // First, so that a later session does not trust an image of something else.
     volume.progress.store(&progress)?;
-    let path = volume.image_path();
-    let failed = |e| RoleError::io("lay out", &path, e).with_volume(&volume.name);
-    let open = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = open.map_err(failed)?;
-    file.set_len(progress.durable_bytes).map_err(failed)?;
-    file.set_len(Lb(progress.size_lb).bytes()).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    volume.dir.sync().map_err(failed)
+    let dir = &volume.dir;
+    let failed = |e| RoleError::io("lay out", volume.image_path(), e).with_volume(&volume.name);
+    dir.set_len(IMAGE_FILE, progress.durable_bytes).map_err(failed)?;
+    dir.set_len(IMAGE_FILE, Lb(progress.size_lb).bytes()).map_err(failed)?;
+    dir.sync_file(IMAGE_FILE).map_err(failed)?;
+    dir.sync().map_err(failed)
 }
 
 /// Makes the full backup count. Blocks.

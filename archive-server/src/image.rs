@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use server_kit::durable::DurableDir;
 use server_kit::error::RoleError;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -161,10 +162,18 @@ struct Step {
     data: Option<Bytes>,
 }
 
-/// Opens wdiff files, oldest first. Blocks.
-pub(crate) fn open_wdiffs(volume: &str, paths: &[PathBuf]) -> Result<Vec<WdiffReader>, RoleError> {
-    let opened = paths.iter().map(|path| WdiffReader::open(path));
-    opened.collect::<Result<_, _>>().map_err(|e| faults::wdiff(volume, e))
+/// Opens wdiff files of a volume's directory, oldest first. Blocks.
+pub(crate) fn open_wdiffs(
+    volume: &str,
+    dir: &dyn DurableDir,
+    names: &[String],
+) -> Result<Vec<WdiffReader>, RoleError> {
+    let open = |name: &String| {
+        let path = dir.path().join(name).display().to_string();
+        WdiffReader::from_opened(dir.open_file(name), path)
+    };
+    let opened = names.iter().map(open).collect::<Result<_, _>>();
+    opened.map_err(|e| faults::wdiff(volume, e))
 }
 
 /// Writes diffs, oldest first, onto an image and flushes it. `advance` hears of the bytes of the

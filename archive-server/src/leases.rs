@@ -7,12 +7,11 @@
 //! it through their lease, which knows the name of the moment.
 
 use parking_lot::Mutex;
-use server_kit::durable::{DurableDir, RealDir};
+use server_kit::durable::DurableDir;
 use server_kit::error::RoleError;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A file that somebody reads.
@@ -33,7 +32,7 @@ struct Inner {
 /// The leases of one volume. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Leases {
-    dir: Arc<RealDir>,
+    dir: Arc<dyn DurableDir>,
     inner: Arc<Mutex<Inner>>,
 }
 
@@ -48,7 +47,7 @@ struct Held {
 }
 
 impl Leases {
-    pub(crate) fn new(dir: Arc<RealDir>) -> Self {
+    pub(crate) fn new(dir: Arc<dyn DurableDir>) -> Self {
         Self { dir, inner: Arc::default() }
     }
 
@@ -127,14 +126,14 @@ impl Lease {
         &self.0.names
     }
 
-    /// Opens some of the files by `open`, which gets their paths; no name changes in between.
-    pub(crate) fn open<T>(&self, which: Range<usize>, open: impl FnOnce(&[PathBuf]) -> T) -> T {
+    /// Opens some of the files by `open`, which gets their names; no name changes in between.
+    pub(crate) fn open<T>(&self, which: Range<usize>, open: impl FnOnce(&[String]) -> T) -> T {
         let Held { leases, files, .. } = &*self.0;
         let inner = leases.inner.lock();
         let wanted = files.get(which).unwrap_or_default();
         let found = wanted.iter().filter_map(|number| inner.files.get(number));
-        let paths: Vec<PathBuf> = found.map(|file| leases.dir.path().join(&file.name)).collect();
-        open(&paths)
+        let names: Vec<String> = found.map(|file| file.name.clone()).collect();
+        open(&names)
     }
 }
 
@@ -152,6 +151,7 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use server_kit::durable::RealDir;
 
     fn leases(dir: &std::path::Path, names: &[&str]) -> Leases {
         for name in names {
@@ -183,7 +183,8 @@ mod tests {
         let lease = leases.take(vec!["a".into(), "b".into()]);
         leases.rename("b", "c").unwrap();
         assert!(leases.rename("gone", "d").is_err());
-        let read = |paths: &[PathBuf]| paths.iter().map(std::fs::read_to_string).collect();
+        let read_one = |name: &String| std::fs::read_to_string(tmp.path().join(name));
+        let read = |names: &[String]| names.iter().map(read_one).collect();
         let found: Vec<io::Result<String>> = lease.open(0..2, read);
         let found: Vec<String> = found.into_iter().map(Result::unwrap).collect();
         assert_eq!(found, ["a", "b"]);

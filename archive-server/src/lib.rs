@@ -38,7 +38,9 @@ mod restore;
 mod service;
 mod state;
 mod volume;
+mod world;
 
 pub use archive::Settings;
 pub use args::{Backend, ServeArgs, Server, serve};
 pub use image::{FileImages, Images};
+pub use world::World;

@@ -7,14 +7,13 @@
 use crate::record::{ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE};
 use crate::state::State;
 use crate::volume::{Catalogue, IMAGE_FILE, RESTORED_DIR, Volume};
-use server_kit::durable::{DurableDir, RealDir, StateFile};
+use server_kit::blocking;
+use server_kit::durable::{DurableDir, StateFile};
 use server_kit::error::RoleError;
 use server_kit::volume_name::VolumeName;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::num::NonZeroUsize;
-use std::path::Path;
 use std::sync::Arc;
 use wdiff_format::diff_set::DiffSet;
 use wdiff_format::gid::{BaseState, Gid, Snapshot};
@@ -27,18 +26,22 @@ const LOAD: &str = "load";
 pub(crate) const GAP: &str = "gap";
 
 /// Loads every volume below `base`, several at a time. Blocks.
-pub(crate) fn all(base: &RealDir) -> Result<BTreeMap<VolumeName, Arc<Volume>>, RoleError> {
+pub(crate) fn all(
+    base: &Arc<dyn DurableDir>,
+) -> Result<BTreeMap<VolumeName, Arc<Volume>>, RoleError> {
     let names = base.list()?;
-    let path = base.path();
-    let names = names.into_iter().filter(|n| path.join(n).is_dir());
+    let names = names.into_iter().filter(|n| base.has_dir(n));
     // Directories of other names are not ours.
     let names: Vec<VolumeName> = names.filter_map(|n| n.parse().ok()).collect();
-    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let share = names.len().div_ceil(threads).max(1);
+    let load = |part: &[VolumeName]| -> Vec<_> {
+        part.iter().map(|name| (name.clone(), volume(&**base, name))).collect()
+    };
+    let share = names.len().div_ceil(blocking::parallelism()).max(1);
+    if share >= names.len() {
+        return load(&names).into_iter().map(|(name, v)| v.map(|v| (name, v))).collect();
+    }
     let volumes = std::thread::scope(|scope| {
-        let load = |part: &[VolumeName]| -> Vec<_> {
-            part.iter().map(|name| (name.clone(), volume(path, name))).collect()
-        };
+        let load = &load;
         let threads: Vec<_> =
             names.chunks(share).map(|part| scope.spawn(move || load(part))).collect();
         threads.into_iter().map(|t| t.join().unwrap_or_default()).collect::<Vec<_>>()
@@ -51,9 +54,9 @@ pub(crate) fn all(base: &RealDir) -> Result<BTreeMap<VolumeName, Arc<Volume>>, R
 }
 
 /// Loads one volume; only a directory that cannot be opened at all is an error.
-fn volume(base: &Path, name: &VolumeName) -> Result<Arc<Volume>, RoleError> {
-    let dir = RealDir::open(base.join(name.as_str()))?;
-    let loaded = load(base, name);
+fn volume(base: &dyn DurableDir, name: &VolumeName) -> Result<Arc<Volume>, RoleError> {
+    let dir = base.open_dir(name.as_str())?;
+    let loaded = load(&dir, name);
     let (state, catalogue) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -67,15 +70,13 @@ fn volume(base: &Path, name: &VolumeName) -> Result<Arc<Volume>, RoleError> {
     Ok(Volume::new(name.clone(), dir, state, catalogue))
 }
 
-fn load(base: &Path, name: &VolumeName) -> Result<(State, Catalogue), RoleError> {
-    let dir = Arc::new(RealDir::open(base.join(name.as_str()))?);
+fn load(dir: &Arc<dyn DurableDir>, name: &VolumeName) -> Result<(State, Catalogue), RoleError> {
     dir.remove_tmp_files()?;
     dir.remove_tmp_dirs()?;
-    let restored = dir.path().join(RESTORED_DIR);
-    if restored.is_dir() {
-        RealDir::open(restored)?.remove_tmp_files()?;
+    if dir.has_dir(RESTORED_DIR) {
+        dir.open_dir(RESTORED_DIR)?.remove_tmp_files()?;
     }
-    if let Err(error) = forget_elsewhere(&dir) {
+    if let Err(error) = forget_elsewhere(dir) {
         // Waste in a place that is not ours: no reason not to serve.
         tracing::warn!(volume = %name, error = error.full_message(), "a half-made restore is left");
     }
@@ -98,8 +99,8 @@ fn load(base: &Path, name: &VolumeName) -> Result<(State, Catalogue), RoleError>
         return Ok((state, catalogue));
     }
     dir.remove(PROGRESS_FILE)?;
-    check_image(&dir.path().join(IMAGE_FILE), Lb(catalogue.record.size_lb))?;
-    let fault = read_diffs(&dir, &mut catalogue.diffs)?;
+    check_image(&**dir, Lb(catalogue.record.size_lb))?;
+    let fault = read_diffs(&**dir, &mut catalogue.diffs)?;
     let waste = catalogue.diffs.superseded(at.snapshot());
     let names: Result<Vec<_>, _> = waste.iter().map(name::to_file_name).collect();
     dir.remove_all(&names.map_err(|e| RoleError::damaged(e.to_string()))?)?;
@@ -118,9 +119,10 @@ fn load(base: &Path, name: &VolumeName) -> Result<(State, Catalogue), RoleError>
 }
 
 /// Removes the half-made image of a restore to elsewhere that was killed.
-fn forget_elsewhere(dir: &Arc<RealDir>) -> Result<(), RoleError> {
+fn forget_elsewhere(dir: &Arc<dyn DurableDir>) -> Result<(), RoleError> {
     let file = StateFile::<Elsewhere>::new(dir.clone(), ELSEWHERE_FILE);
     let Some(Elsewhere { half_made }) = file.load()? else { return Ok(()) };
+    // Where a person chose, outside of what is ours: the file system itself.
     match fs::remove_file(&half_made) {
         Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             Err(RoleError::io("remove the half-made", &half_made, e))
@@ -129,27 +131,28 @@ fn forget_elsewhere(dir: &Arc<RealDir>) -> Result<(), RoleError> {
     }
 }
 
-fn check_image(path: &Path, size: Lb) -> Result<(), RoleError> {
-    let meta = fs::metadata(path).map_err(|e| RoleError::io("look at", path, e))?;
-    if meta.len() == size.bytes() {
+fn check_image(dir: &dyn DurableDir, size: Lb) -> Result<(), RoleError> {
+    let path = dir.path().join(IMAGE_FILE);
+    let info = dir.info(IMAGE_FILE).map_err(|e| RoleError::io("look at", &path, e))?;
+    if info.len_bytes == size.bytes() {
         return Ok(());
     }
-    let (path, has) = (path.display(), meta.len());
+    let (path, has) = (path.display(), info.len_bytes);
     let message = format!("the base image {path} has {has} bytes, not {}", size.bytes());
     Err(RoleError::damaged(message).with_file(path.to_string()))
 }
 
 /// Reads the catalogue of diffs from the names of the files; the answer is what is wrong with them.
-fn read_diffs(dir: &RealDir, diffs: &mut DiffSet) -> Result<Option<String>, RoleError> {
+fn read_diffs(dir: &dyn DurableDir, diffs: &mut DiffSet) -> Result<Option<String>, RoleError> {
     let mut fault = None;
     for file in dir.list()? {
         if !file.ends_with(name::SUFFIX) {
             continue;
         }
-        let path = dir.path().join(&file);
-        let meta = fs::metadata(&path).map_err(|e| RoleError::io("look at", &path, e))?;
+        let failed = |e| RoleError::io("look at", dir.path().join(&file), e);
+        let info = dir.info(&file).map_err(failed)?;
         let read = name::parse(&file).map_err(|e| e.to_string()).and_then(|mut diff| {
-            diff.size = meta.len();
+            diff.size = info.len_bytes;
             diffs.insert(diff).map_err(|e| format!("{file} is left alone: {e}"))
         });
         fault = fault.or(read.err());

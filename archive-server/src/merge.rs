@@ -15,7 +15,6 @@ use crate::jobs::{APPLY, GC, Job, KEEP, MERGE, check};
 use crate::volume::{Catalogue, Volume};
 use proto::v1::{MergeRequest, Operation, merge_request::Until};
 use server_kit::blocking;
-use server_kit::durable::DurableDir;
 use server_kit::error::{Reason, RoleError};
 use server_kit::operations::{OperationHandle, Outcome};
 use std::io::{self, BufWriter, Write};
@@ -158,7 +157,7 @@ async fn passes(
         }
     }
     let Some(merged) = list.pop() else { return Ok(Outcome::default()) };
-    let path = volume.diff_path(&merged)?.display().to_string();
+    let path = volume.dir.path().join(volume.diff_name(&merged)?).display().to_string();
     Ok(Outcome { gid: Some(merged.end().begin().0), path: Some(path) })
 }
 
@@ -239,9 +238,8 @@ impl Work {
     fn write(&self, group: &[Diff], bytes: u64, output: impl Write) -> Result<u64, RoleError> {
         let name = self.volume.name.as_str();
         let failed = |e: WdiffError| faults::wdiff(name, e);
-        let paths =
-            group.iter().map(|d| self.volume.diff_path(d)).collect::<Result<Vec<_>, _>>()?;
-        let wdiffs = image::open_wdiffs(name, &paths)?;
+        let names = self.volume.diff_names(group)?;
+        let wdiffs = image::open_wdiffs(name, &*self.volume.dir, &names)?;
         let uuid = wdiffs.last().map(|w| w.header().uuid).unwrap_or(LogUuid::ZERO);
         let options = WriteOptions {
             file_type: FileType::Sorted,

@@ -17,7 +17,7 @@ use proto::v1::{
     WdiffTransferReply, WdiffTransferRequest,
 };
 use server_kit::chunks::{ChunkFeeder, ChunkReceiver, bridge};
-use server_kit::durable::{DurableDir, TmpFile};
+use server_kit::durable::TmpFile;
 use server_kit::error::{Reason, RoleError, is_no_space};
 use server_kit::state_machine::Transition;
 use server_kit::{blocking, clock};

@@ -11,16 +11,16 @@ use crate::image;
 use crate::jobs::{Job, RESTORE};
 use crate::leases::Lease;
 use crate::record::Elsewhere;
-use crate::volume::{RESTORED_DIR, Volume};
+use crate::volume::{IMAGE_FILE, RESTORED_DIR, Volume};
 use proto::v1::{Operation, RestorePlan, RestoreReply, RestoreRequest, Restored, restore_request};
 use server_kit::blocking;
-use server_kit::durable::{DurableDir, RealDir, TMP_SUFFIX};
+use server_kit::durable::{DurableDir, TMP_SUFFIX};
 use server_kit::error::RoleError;
 use server_kit::operations::{OperationHandle, Outcome};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 use tokio::sync::OwnedRwLockReadGuard;
 use wdiff_format::gid::{BaseState, Diff, Gid};
 
@@ -28,10 +28,11 @@ use wdiff_format::gid::{BaseState, Diff, Gid};
 const SUFFIX: &str = ".img";
 
 /// Whether files can be cloned in this directory. Blocks.
-pub(crate) fn can_reflink(dir: &RealDir) -> bool {
+pub(crate) fn can_reflink(dir: &dyn DurableDir) -> bool {
     let names = ["reflink-from.tmp".to_owned(), "reflink-to.tmp".to_owned()];
-    let [from, to] = names.each_ref().map(|n| dir.path().join(n));
-    let cloned = fs::write(&from, [1; 4096]).and_then(|()| reflink_copy::reflink(&from, &to));
+    let [from, to] = &names;
+    let written = dir.create(from).and_then(|mut file| file.write_all(&[1; 4096]));
+    let cloned = written.and_then(|()| dir.reflink(from, dir, to));
     // Half-made by their names: what cannot be removed now goes at the next start.
     let _ = dir.remove_all(&names);
     cloned.is_ok()
@@ -45,7 +46,31 @@ struct Plan {
     diffs: Vec<Diff>,
     /// Names of their files, which stay for as long as the plan does.
     lease: Lease,
-    target: PathBuf,
+    target: Target,
+}
+
+/// Where a restored image goes.
+#[derive(Clone)]
+struct Target {
+    /// A directory outside of the volume's, that a person chose.
+    elsewhere: Option<PathBuf>,
+    name: String,
+    /// The whole, for messages.
+    path: PathBuf,
+}
+
+impl Target {
+    fn half_made(&self) -> String {
+        format!("{}{TMP_SUFFIX}", self.name)
+    }
+
+    /// The directory. Blocks.
+    fn dir(&self, archive: &Archive, volume: &Volume) -> Result<Arc<dyn DurableDir>, RoleError> {
+        Ok(match &self.elsewhere {
+            None => volume.dir.create_dir(RESTORED_DIR)?,
+            Some(path) => (archive.world.open_dir)(path)?,
+        })
+    }
 }
 
 /// Plans a restore and, unless it is a dry run, starts it.
@@ -56,9 +81,8 @@ pub(crate) async fn start(
     let volume = archive.volume(&request.volume)?;
     volume.require_active("restore")?;
     let plan = plan(&volume, &request)?;
-    let (checked, base) = (plan.target.clone(), archive.base.path().to_owned());
-    let own = request.to_path.is_empty();
-    blocking::run(move || check_target(&checked, &base, own)).await?;
+    let (checked, owner, base) = (plan.target.clone(), volume.clone(), archive.base.clone());
+    blocking::run(move || check_target(&checked, &owner, base.path())).await?;
     let message = describe(archive, &volume, &plan);
     if request.dry_run {
         return Ok(RestoreReply { plan: Some(message), operation: None });
@@ -85,13 +109,12 @@ fn begin(
 }
 
 /// Lets go of the wdiffs, and of a half-made image.
-async fn release(volume: &Arc<Volume>, plan: Plan, failed: bool) {
-    let volume = volume.clone();
+async fn release(archive: &Arc<Archive>, volume: &Arc<Volume>, plan: Plan, failed: bool) {
+    let (archive, volume) = (archive.clone(), volume.clone());
     let cleaned = blocking::run(move || -> Result<(), RoleError> {
-        let tmp = half_made(&plan.target);
         drop(plan.lease);
-        if failed && tmp.exists() {
-            fs::remove_file(&tmp).map_err(|e| RoleError::io("remove", &tmp, e))?;
+        if failed {
+            plan.target.dir(&archive, &volume)?.remove(&plan.target.half_made())?;
         }
         Ok(volume.elsewhere.remove()?)
     });
@@ -123,31 +146,54 @@ fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
     })?;
     let timestamp = diffs.last().map_or(base.timestamp, |d| d.timestamp);
     let target = if request.to_path.is_empty() {
-        volume.dir.path().join(RESTORED_DIR).join(format!("{gid}{SUFFIX}"))
+        let name = format!("{gid}{SUFFIX}");
+        let path = volume.dir.path().join(RESTORED_DIR).join(&name);
+        Target { elsewhere: None, name, path }
     } else {
-        PathBuf::from(&request.to_path)
+        elsewhere(PathBuf::from(&request.to_path))?
     };
     Ok(Plan { gid, timestamp, base, diffs, lease, target })
 }
 
+fn no_target(path: &Path, why: &str) -> RoleError {
+    let path = path.display().to_string();
+    RoleError::bad_request(format!("cannot restore to {path}: {why}")).with_file(path)
+}
+
+fn taken(path: &Path) -> RoleError {
+    let shown = path.display().to_string();
+    RoleError::already_exists(format!("cannot restore to {shown}: it exists"))
+        .with_file(shown)
+        .with_next_step("delete it (walbc del-restored), or restore to another path")
+}
+
+/// The path of a file that a person chose.
+fn elsewhere(path: PathBuf) -> Result<Target, RoleError> {
+    let name = path.file_name().and_then(|n| n.to_str()).map(str::to_owned);
+    match (path.parent(), name) {
+        (Some(parent), Some(name)) if path.is_absolute() => {
+            Ok(Target { elsewhere: Some(parent.to_owned()), name, path })
+        }
+        _ if fs::symlink_metadata(&path).is_ok() => Err(taken(&path)),
+        _ => Err(no_target(&path, "it is no absolute path of a file")),
+    }
+}
+
 /// Fails unless a new file can be made there. Blocks.
-fn check_target(target: &Path, base: &Path, own: bool) -> Result<(), RoleError> {
-    let shown = target.display();
-    if fs::symlink_metadata(target).is_ok() {
-        let message = format!("cannot restore to {shown}: it exists");
-        return Err(RoleError::already_exists(message)
-            .with_file(shown.to_string())
-            .with_next_step("delete it (walbc del-restored), or restore to another path"));
-    }
-    if own {
-        return Ok(());
-    }
-    let bad = |why: &str| {
-        RoleError::bad_request(format!("cannot restore to {shown}: {why}"))
-            .with_file(shown.to_string())
+fn check_target(target: &Target, volume: &Volume, base: &Path) -> Result<(), RoleError> {
+    let exists = match &target.elsewhere {
+        None if volume.dir.has_dir(RESTORED_DIR) => {
+            volume.dir.open_dir(RESTORED_DIR)?.look_at(&target.name)?.is_some()
+        }
+        None => false,
+        // Outside of what is ours: the file system itself.
+        Some(_) => fs::symlink_metadata(&target.path).is_ok(),
     };
-    let parent = target.parent().filter(|_| target.is_absolute() && target.file_name().is_some());
-    let parent = parent.ok_or_else(|| bad("it is no absolute path of a file"))?;
+    if exists {
+        return Err(taken(&target.path));
+    }
+    let Some(parent) = &target.elsewhere else { return Ok(()) };
+    let bad = |why| no_target(&target.path, why);
     let parent = parent.canonicalize().map_err(|_| bad("its directory does not exist"))?;
     if base.canonicalize().is_ok_and(|base| parent.starts_with(base)) {
         return Err(bad("that directory is the archive's own"));
@@ -156,14 +202,14 @@ fn check_target(target: &Path, base: &Path, own: bool) -> Result<(), RoleError> 
 }
 
 fn describe(archive: &Archive, volume: &Volume, plan: &Plan) -> RestorePlan {
-    let own = plan.target.starts_with(archive.base.path());
+    let own = plan.target.elsewhere.is_none();
     RestorePlan {
         gid: plan.gid.0,
         timestamp_s: plan.timestamp,
         wdiffs: plan.lease.names().to_vec(),
         wdiff_bytes: plan.diffs.iter().map(|d| d.size).sum(),
         image_bytes: volume.size().bytes(),
-        path: plan.target.display().to_string(),
+        path: plan.target.path.display().to_string(),
         method: if archive.reflinks && own { "reflink" } else { "copy" }.to_owned(),
     }
 }
@@ -183,7 +229,7 @@ async fn run(
         let plan = plan(volume, request)?;
         let done = make(archive, volume, &plan, job, handle, gate).await;
         volume.note_restore(plan.gid, &done);
-        release(volume, plan, done.is_err()).await;
+        release(archive, volume, plan, done.is_err()).await;
         done
     };
     tokio::pin!(work);
@@ -206,14 +252,19 @@ async fn make(
     let rounds = rounds(plan, archive.settings.max_open);
     handle.set_total(size.saturating_mul(1 + rounds.len() as u64));
     let advance = |bytes| handle.advance(bytes);
-    let tmp = half_made(&plan.target);
-    let (here, to) = (volume.clone(), tmp.clone());
-    let reflinked = blocking::run(move || clone_or_create(&here, &to, size)).await?;
-    let device = image::open(&archive.images, name, tmp.clone()).await?;
+    let (owner, here, target) = (archive.clone(), volume.clone(), plan.target.clone());
+    let laid_out = blocking::run(move || {
+        let dir = target.dir(&owner, &here)?;
+        clone_or_create(&here, &*dir, &target, size).map(|reflinked| (dir, reflinked))
+    });
+    let (dir, reflinked) = laid_out.await?;
+    let tmp = dir.path().join(plan.target.half_made());
+    let images = &archive.world.images;
+    let device = image::open(images, name, tmp).await?;
     if reflinked {
         advance(size);
     } else {
-        let from = image::open(&archive.images, name, volume.image_path()).await?;
+        let from = image::open(images, name, volume.image_path()).await?;
         image::copy_sparse(from, device.clone(), name, &job.token, advance).await?;
     }
     drop(gate);
@@ -221,15 +272,19 @@ async fn make(
     for round in rounds {
         let which = first..first + round.len();
         first = which.end;
-        let (opened, lease) = (name.to_owned(), plan.lease.clone());
-        let open = move || lease.open(which, |paths| image::open_wdiffs(&opened, paths));
+        let (owner, lease) = (volume.clone(), plan.lease.clone());
+        let open = move || {
+            let open =
+                |names: &[String]| image::open_wdiffs(owner.name.as_str(), &*owner.dir, names);
+            lease.open(which, open)
+        };
         let wdiffs = blocking::run(open).await?;
         image::write_merged(device.clone(), name, wdiffs, &job.token, advance).await?;
     }
     drop(device);
     let target = plan.target.clone();
-    blocking::run(move || commit(&tmp, &target)).await?;
-    Ok(Outcome { gid: Some(plan.gid.0), path: Some(plan.target.display().to_string()) })
+    blocking::run(move || commit(&*dir, &target)).await?;
+    Ok(Outcome { gid: Some(plan.gid.0), path: Some(plan.target.path.display().to_string()) })
 }
 
 /// The diffs in portions that can be open together; the first one has all that an unfinished apply
@@ -245,61 +300,46 @@ fn rounds(plan: &Plan, max_open: usize) -> Vec<&[Diff]> {
     std::iter::once(first).filter(|r| !r.is_empty()).chain(rest.chunks(max_open.max(1))).collect()
 }
 
-fn half_made(target: &Path) -> PathBuf {
-    let mut name = target.as_os_str().to_owned();
-    name.push(TMP_SUFFIX);
-    name.into()
-}
-
 /// The half-made image: a clone of the base image (true), or an empty file of its size. Blocks.
-fn clone_or_create(volume: &Volume, to: &Path, size: u64) -> Result<bool, RoleError> {
-    if let Some(dir) = to.parent() {
-        RealDir::create(dir)?;
+fn clone_or_create(
+    volume: &Volume,
+    dir: &dyn DurableDir,
+    target: &Target,
+    size: u64,
+) -> Result<bool, RoleError> {
+    let tmp = target.half_made();
+    if target.elsewhere.is_some() {
+        volume.elsewhere.store(&Elsewhere { half_made: dir.path().join(&tmp) })?;
     }
-    if !to.starts_with(volume.dir.path()) {
-        volume.elsewhere.store(&Elsewhere { half_made: to.to_owned() })?;
-    }
-    if to.exists() {
-        fs::remove_file(to).map_err(|e| RoleError::io("remove the half-made", to, e))?;
-    }
-    if reflink_copy::reflink(volume.image_path(), to).is_ok() {
+    dir.remove(&tmp)?;
+    if volume.dir.reflink(IMAGE_FILE, dir, &tmp).is_ok() {
         return Ok(true);
     }
-    let file = fs::File::create(to).map_err(|e| RoleError::io("create", to, e))?;
-    file.set_len(size).map_err(|e| RoleError::io("size", to, e))?;
+    dir.set_len(&tmp, size).map_err(|e| RoleError::io("create", dir.path().join(&tmp), e))?;
     Ok(false)
 }
 
 /// Makes the image last under its name. Blocks.
-fn commit(tmp: &Path, target: &Path) -> Result<(), RoleError> {
-    let failed = |e| RoleError::io("finish", target, e);
-    fs::File::open(tmp).and_then(|f| f.sync_all()).map_err(failed)?;
-    let name = |path: &Path| path.file_name().and_then(|n| n.to_str()).map(str::to_owned);
-    let (Some(dir), Some(from), Some(to)) = (target.parent(), name(tmp), name(target)) else {
-        return Err(RoleError::bad_request("the path is no name of a file"));
-    };
-    let dir = RealDir::open(dir)?;
-    dir.rename(&from, &to).map_err(failed)?;
-    dir.sync().map_err(failed)
+fn commit(dir: &dyn DurableDir, target: &Target) -> Result<(), RoleError> {
+    let tmp = target.half_made();
+    dir.sync_file(&tmp).map_err(|e| RoleError::io("finish", &target.path, e))?;
+    Ok(dir.commit_dir(&tmp, &target.name)?)
 }
 
 /// The restored images below the volume's directory. Blocks.
 pub(crate) fn list(volume: &Volume) -> Result<Vec<Restored>, RoleError> {
-    let path = volume.dir.path().join(RESTORED_DIR);
-    if !path.is_dir() {
+    if !volume.dir.has_dir(RESTORED_DIR) {
         return Ok(Vec::new());
     }
-    let dir = RealDir::open(&path)?;
+    let dir = volume.dir.open_dir(RESTORED_DIR)?;
     let mut found = Vec::new();
     for name in dir.list()? {
         let gid = name.strip_suffix(SUFFIX).and_then(|gid| gid.parse().ok());
         let Some(gid) = gid else { continue };
-        let path = path.join(&name);
-        let meta = fs::metadata(&path).map_err(|e| RoleError::io("look at", &path, e))?;
-        let since = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-        let created_s = since.map_or(0, |t| t.as_secs());
-        let path = path.display().to_string();
-        found.push(Restored { gid, path, size_bytes: meta.len(), created_s });
+        let Some(info) = dir.look_at(&name)? else { continue };
+        let path = dir.path().join(&name).display().to_string();
+        let (size_bytes, created_s) = (info.len_bytes, info.modified_s);
+        found.push(Restored { gid, path, size_bytes, created_s });
     }
     found.sort_by_key(|r| r.gid);
     Ok(found)
@@ -311,6 +351,5 @@ pub(crate) fn delete(volume: &Volume, gid: Gid) -> Result<(), RoleError> {
         let message = format!("volume {}: gid {gid} is not restored here", volume.name);
         return Err(RoleError::unknown_snapshot(&volume.name, message));
     }
-    let dir = RealDir::open(volume.dir.path().join(RESTORED_DIR))?;
-    Ok(dir.remove(&format!("{gid}{SUFFIX}"))?)
+    Ok(volume.dir.open_dir(RESTORED_DIR)?.remove(&format!("{gid}{SUFFIX}"))?)
 }

@@ -11,7 +11,7 @@ use crate::record::{ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Progress, Re
 use crate::state::State;
 use parking_lot::Mutex;
 use proto::v1::Snapshot as SnapshotMessage;
-use server_kit::durable::{DurableDir, RealDir, StateFile};
+use server_kit::durable::{DurableDir, StateFile};
 use server_kit::error::{Reason, RoleError};
 use server_kit::state_machine::{StateCell, StopFlag};
 use server_kit::volume_name::VolumeName;
@@ -55,7 +55,7 @@ impl Catalogue {
 /// A volume of an archive.
 pub(crate) struct Volume {
     pub(crate) name: VolumeName,
-    pub(crate) dir: Arc<RealDir>,
+    pub(crate) dir: Arc<dyn DurableDir>,
     pub(crate) cell: StateCell<State>,
     pub(crate) jobs: Jobs,
     pub(crate) leases: Leases,
@@ -71,11 +71,10 @@ impl Volume {
     /// A volume in `dir`, in the state `state`.
     pub(crate) fn new(
         name: VolumeName,
-        dir: RealDir,
+        dir: Arc<dyn DurableDir>,
         state: State,
         catalogue: Catalogue,
     ) -> Arc<Self> {
-        let dir = Arc::new(dir);
         Arc::new(Self {
             name,
             cell: StateCell::new(state),
@@ -124,9 +123,9 @@ impl Volume {
         self.dir.path().join(IMAGE_FILE)
     }
 
-    /// Path of a diff's file.
-    pub(crate) fn diff_path(&self, diff: &Diff) -> Result<PathBuf, RoleError> {
-        Ok(self.dir.path().join(self.diff_name(diff)?))
+    /// Names of the files of diffs.
+    pub(crate) fn diff_names(&self, diffs: &[Diff]) -> Result<Vec<String>, RoleError> {
+        diffs.iter().map(|d| self.diff_name(d)).collect()
     }
 
     /// Name of a diff's file.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use block_io::nbd::server::{Limits, Listener as NbdListener, NbdServer};
 use proto::v1::Role;
-use server_kit::durable::{DurableDir, RealDir};
+use server_kit::durable::{DurableDir, RealDir, claim_base};
 use server_kit::net::{Endpoint, Listener};
 use server_kit::operations::Operations;
 use server_kit::role::RoleServer;
@@ -34,7 +34,7 @@ pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let mut volumes = BTreeMap::new();
     for spec in &args.volume {
         let options = args.options(spec).map_err(anyhow::Error::msg)?;
-        let volume = open_volume(spec, options, state.as_ref()).await;
+        let volume = open_volume(spec, options, state.as_deref()).await;
         let volume = volume.with_context(|| format!("volume {} cannot be served", spec.name))?;
         let served = Served { volume: Arc::new(volume), frontends: Vec::new() };
         volumes.insert(spec.name.to_string(), served);
@@ -57,7 +57,7 @@ fn check(args: &ServeArgs) -> anyhow::Result<()> {
 async fn open_volume(
     spec: &VolumeSpec,
     options: VolumeOptions,
-    state: Option<&RealDir>,
+    state: Option<&dyn DurableDir>,
 ) -> anyhow::Result<Volume> {
     let log = open_device(&absolute(&spec.log)?, DeviceRole::Log).await?;
     let data = open_device(&absolute(&spec.data)?, DeviceRole::Data).await?;
@@ -75,16 +75,20 @@ async fn open_volume(
     Ok(volume)
 }
 
-fn open_state_dir(path: &Path) -> anyhow::Result<RealDir> {
-    let opened = RealDir::open_base(absolute(path)?, "device");
-    opened.with_context(|| format!("--state-dir {} cannot be used", path.display()))
+fn open_state_dir(path: &Path) -> anyhow::Result<Arc<dyn DurableDir>> {
+    let path = absolute(path)?;
+    let open = || {
+        let dir: Arc<dyn DurableDir> = Arc::new(RealDir::create(&path)?);
+        claim_base(&dir, "device").map(|()| dir)
+    };
+    open().with_context(|| format!("--state-dir {} cannot be used", path.display()))
 }
 
 /// The directory of one volume, without what a killed process left half-made there.
-fn volume_dir(base: &RealDir, spec: &VolumeSpec) -> anyhow::Result<Arc<dyn DurableDir>> {
-    let dir = RealDir::create(base.path().join(spec.name.as_str()))?;
+fn volume_dir(base: &dyn DurableDir, spec: &VolumeSpec) -> anyhow::Result<Arc<dyn DurableDir>> {
+    let dir = base.create_dir(spec.name.as_str())?;
     dir.remove_tmp_files()?;
-    Ok(Arc::new(dir))
+    Ok(dir)
 }
 
 /// The path as others (the storage role) can use it too.

@@ -12,15 +12,14 @@
 //! has a `*.tmp` name; anything else that is incomplete is damage, which is told and not removed.
 use crate::archive::{Archive, ArchiveRecord, RECORD_SUFFIX};
 use serde::{Deserialize, Serialize};
-use server_kit::durable::{DurableDir, DurableError, RealDir, StateFile, TMP_SUFFIX, TmpFile};
+use server_kit::durable::{DurableDir, DurableError, StateFile, TMP_SUFFIX, TmpFile};
 use server_kit::error::RoleError;
 use server_kit::volume_name::{ServerId, VolumeName};
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use wdiff_format::gid::Diff;
 use wdiff_format::header::FileHeader;
+use wdiff_format::io_at::ReadAt;
 use wdiff_format::name;
 use wlog_format::units::LogUuid;
 
@@ -46,16 +45,16 @@ pub(crate) struct Staged {
 
 /// The directory of one volume.
 pub(crate) struct VolumeDir {
-    root: Arc<RealDir>,
-    received: Arc<RealDir>,
-    sendto: Arc<RealDir>,
+    root: Arc<dyn DurableDir>,
+    received: Arc<dyn DurableDir>,
+    sendto: Arc<dyn DurableDir>,
     state: StateFile<VolumeState>,
 }
 
 impl VolumeDir {
     /// A new volume with its first archive; nothing of it has its name before it is complete.
     pub(crate) fn create(
-        base: &RealDir,
+        base: &dyn DurableDir,
         volume: &VolumeName,
         archive: &Archive,
     ) -> Result<Self, RoleError> {
@@ -70,7 +69,7 @@ impl VolumeDir {
 
     /// The volume that is there.
     pub(crate) fn open(
-        base: &RealDir,
+        base: &dyn DurableDir,
         volume: &VolumeName,
     ) -> Result<(Self, VolumeState), RoleError> {
         let dir = Self::layout(base, volume.as_str())?;
@@ -86,12 +85,10 @@ impl VolumeDir {
         Ok((dir, state))
     }
 
-    fn layout(base: &RealDir, name: &str) -> Result<Self, RoleError> {
-        let path = base.path().join(name);
-        let root = Arc::new(RealDir::create(&path)?);
-        let received = Arc::new(RealDir::create(path.join(RECEIVED))?);
-        let sendto = Arc::new(RealDir::create(path.join(SENDTO))?);
-        let state = StateFile::new(Arc::clone(&root) as Arc<dyn DurableDir>, STATE);
+    fn layout(base: &dyn DurableDir, name: &str) -> Result<Self, RoleError> {
+        let root = base.create_dir(name)?;
+        let (received, sendto) = (root.create_dir(RECEIVED)?, root.create_dir(SENDTO)?);
+        let state = StateFile::new(Arc::clone(&root), STATE);
         Ok(Self { root, received, sendto, state })
     }
 
@@ -125,7 +122,7 @@ impl VolumeDir {
     }
 
     fn record(&self, name: &str) -> StateFile<ArchiveRecord> {
-        StateFile::new(Arc::clone(&self.root) as Arc<dyn DurableDir>, name)
+        StateFile::new(Arc::clone(&self.root), name)
     }
 
     /// Stores a new or changed entry.
@@ -134,7 +131,7 @@ impl VolumeDir {
     }
 
     /// An empty queue and its record, in this order: without the record the queue is none.
-    pub(crate) fn add_archive(&self, archive: &Archive) -> Result<Arc<RealDir>, RoleError> {
+    pub(crate) fn add_archive(&self, archive: &Archive) -> Result<Arc<dyn DurableDir>, RoleError> {
         let queue = self.queue_dir(&archive.name)?;
         self.store_archive(archive)?;
         Ok(queue)
@@ -164,8 +161,8 @@ impl VolumeDir {
         Ok(self.sendto.remove_tmp_dirs()?)
     }
 
-    pub(crate) fn queue_dir(&self, name: &ServerId) -> Result<Arc<RealDir>, RoleError> {
-        Ok(Arc::new(RealDir::create(self.sendto.path().join(name.as_str()))?))
+    pub(crate) fn queue_dir(&self, name: &ServerId) -> Result<Arc<dyn DurableDir>, RoleError> {
+        Ok(self.sendto.create_dir(name.as_str())?)
     }
 
     /// All entries of the list.
@@ -191,7 +188,7 @@ impl VolumeDir {
     /// A queue without record: empty, its creation was cut short; else the record was lost, and
     /// nothing may be sent as if this archive had never been.
     fn remove_unlisted(&self, queue: &str) -> Result<(), RoleError> {
-        if RealDir::open(self.sendto.path().join(queue))?.list()?.is_empty() {
+        if self.sendto.open_dir(queue)?.list()?.is_empty() {
             return Ok(self.sendto.remove_dir(queue)?);
         }
         let file = self.root.path().join(format!("{queue}{RECORD_SUFFIX}")).display().to_string();
@@ -203,7 +200,7 @@ impl VolumeDir {
 
 /// The wdiffs of a queue, by name, so by time. A file whose header cannot be read is taken for one
 /// of the log of its neighbour: sending it will fail and say which file it is.
-pub(crate) fn list_queue(dir: &RealDir) -> Result<Vec<Staged>, RoleError> {
+pub(crate) fn list_queue(dir: &dyn DurableDir) -> Result<Vec<Staged>, RoleError> {
     dir.remove_tmp_files()?;
     let mut staged = Vec::new();
     let mut neighbour = None;
@@ -215,10 +212,9 @@ pub(crate) fn list_queue(dir: &RealDir) -> Result<Vec<Staged>, RoleError> {
                 continue;
             }
         };
-        let path = dir.path().join(&file);
-        let io = |e| RoleError::io("read", &path, e);
-        diff.size = path.metadata().map_err(io)?.len();
-        let uuid = uuid_of(&path);
+        let io = |e| RoleError::io("read", dir.path().join(&file), e);
+        diff.size = dir.info(&file).map_err(io)?.len_bytes;
+        let uuid = uuid_of(dir, &file);
         neighbour = uuid.or(neighbour);
         staged.push((diff, uuid.or(neighbour)));
     }
@@ -228,15 +224,15 @@ pub(crate) fn list_queue(dir: &RealDir) -> Result<Vec<Staged>, RoleError> {
     Ok(staged.into_iter().map(known).collect())
 }
 
-fn uuid_of(path: &Path) -> Option<LogUuid> {
+fn uuid_of(dir: &dyn DurableDir, file: &str) -> Option<LogUuid> {
     let mut header = [0; FileHeader::BYTES];
-    File::open(path).ok()?.read_exact(&mut header).ok()?;
+    dir.open_file(file).ok()?.read_exact_at(&mut header, 0).ok()?;
     FileHeader::decode(&header).ok().map(|h| h.uuid)
 }
 
 /// Removes wdiffs that their archive has. Not synced: one that comes back after a power cut is
 /// sent again and found too old.
-pub(crate) fn drop_files(dir: &RealDir, names: &[String]) -> Result<(), RoleError> {
+pub(crate) fn drop_files(dir: &dyn DurableDir, names: &[String]) -> Result<(), RoleError> {
     for name in names {
         match dir.unlink(name) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -33,7 +33,7 @@ use env::Env;
 use proto::v1::Role;
 use proto::v1::proxy_server::ProxyServer;
 use proxy::Proxy;
-use server_kit::durable::RealDir;
+use server_kit::durable::{OpenDir, claim_base, real_dirs};
 use server_kit::error::RoleError;
 use server_kit::net::{Connector, Listener, RealConnector};
 use server_kit::operations::Operations;
@@ -75,29 +75,49 @@ pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = config::load(args.config.as_deref(), args.settings)?;
     let listen = Settings::required(settings.listen.clone(), "listen")?;
     let listener = Listener::bind(&listen, settings.insecure).await?;
-    serve_on(listener, &settings, Arc::new(RealConnector), shutdown).await?;
+    serve_on(listener, &settings, World::real(), shutdown).await?;
     Ok(())
 }
 
-/// [`serve`] with the seams handed in: the bound socket, and the way to archives.
+/// The world outside, as a proxy sees it; tests and the simulator bring their own.
+#[derive(Clone)]
+pub struct World {
+    /// How its base directory is opened, and with it everything below.
+    pub open_dir: OpenDir,
+    /// How archives are reached.
+    pub connector: Arc<dyn Connector>,
+}
+
+impl World {
+    /// The real one.
+    #[must_use]
+    pub fn real() -> Self {
+        Self { open_dir: real_dirs(), connector: Arc::new(RealConnector) }
+    }
+}
+
+/// [`serve`] with the seams handed in: the bound socket, and the world.
 ///
 /// # Errors
 /// As [`serve`].
 pub async fn serve_on(
     listener: Listener,
     settings: &Settings,
-    connector: Arc<dyn Connector>,
+    world: World,
     shutdown: Shutdown,
 ) -> Result<(), RoleError> {
     let id = Settings::required(settings.id.clone(), "id")?;
     let base = Settings::required(settings.base.clone(), "base")?;
+    let World { open_dir, connector } = world;
     let env = Arc::new(Env::new(id.clone(), settings.limits()?, connector, shutdown.clone()));
     let runtime = tokio::runtime::Handle::current();
     let known = Some(base.clone());
     let proxy = blocking::run(move || {
         // Volumes start tasks.
         let _runtime = runtime.enter();
-        Proxy::load(RealDir::open_base(base, "proxy")?, env)
+        let dir = open_dir(&base)?;
+        claim_base(&dir, "proxy")?;
+        Proxy::load(dir, env)
     });
     let proxy = Arc::new(proxy.await?);
     let senders = proxy.env().senders.clone();

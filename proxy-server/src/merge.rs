@@ -6,9 +6,10 @@ use crate::convert::PARALLEL_FROM_BYTES;
 use proto::v1::wdiff_transfer_request::Step;
 use proto::v1::{WdiffEnd, WdiffTransferRequest};
 use server_kit::chunks::ChunkSender;
+use server_kit::durable::DurableDir;
 use server_kit::error::{Reason, RoleError};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::sync::mpsc;
 use wdiff_format::compression::Compression;
 use wdiff_format::error::{InputError, Problem, WdiffError};
@@ -21,8 +22,9 @@ use wlog_format::units::LogUuid;
 
 /// What is merged, and how it is sent.
 pub(crate) struct Input {
+    pub(crate) dir: Arc<dyn DurableDir>,
     /// Oldest first.
-    pub(crate) paths: Vec<PathBuf>,
+    pub(crate) names: Vec<String>,
     pub(crate) uuid: LogUuid,
     pub(crate) compression: Compression,
     pub(crate) threads: usize,
@@ -35,10 +37,10 @@ pub(crate) fn send(
     messages: mpsc::Sender<WdiffTransferRequest>,
 ) -> Result<(), RoleError> {
     let mut bytes = 0;
-    let mut readers = Vec::with_capacity(input.paths.len());
-    for path in &input.paths {
-        bytes += path.metadata().map_or(0, |m| m.len());
-        readers.push(open(path, input.uuid)?);
+    let mut readers = Vec::with_capacity(input.names.len());
+    for name in &input.names {
+        bytes += input.dir.info(name).map_or(0, |info| info.len_bytes);
+        readers.push(open(&*input.dir, name, input.uuid)?);
     }
     let options = WriteOptions {
         file_type: FileType::Sorted,
@@ -56,10 +58,10 @@ pub(crate) fn send(
     messages.blocking_send(message).map_err(|_| unwanted())
 }
 
-fn open(path: &Path, uuid: LogUuid) -> Result<Records, RoleError> {
-    let reader = WdiffReader::open(path).map_err(failed)?;
+fn open(dir: &dyn DurableDir, name: &str, uuid: LogUuid) -> Result<Records, RoleError> {
+    let file = dir.path().join(name).display().to_string();
+    let reader = WdiffReader::from_opened(dir.open_file(name), file.as_str()).map_err(failed)?;
     if reader.header().uuid != uuid {
-        let file = path.display().to_string();
         let message = format!("{file} is damaged: it says that it comes from another log");
         return Err(RoleError::damaged(message).with_file(file));
     }

@@ -8,7 +8,7 @@ use crate::volume::{State, Volume};
 use parking_lot::Mutex;
 use proto::v1::ProxyVolume;
 use server_kit::blocking;
-use server_kit::durable::{DurableDir, RealDir};
+use server_kit::durable::DurableDir;
 use server_kit::error::RoleError;
 use server_kit::volume_name::{ServerId, VolumeName};
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// The volumes of one server.
 pub(crate) struct Proxy {
-    base: Arc<RealDir>,
+    base: Arc<dyn DurableDir>,
     env: Arc<Env>,
     volumes: Mutex<BTreeMap<VolumeName, Arc<Volume>>>,
     changing: tokio::sync::Mutex<()>,
@@ -24,24 +24,24 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     /// Loads what is below `base`, and starts sending for the volumes that were started. Blocks.
-    pub(crate) fn load(base: RealDir, env: Arc<Env>) -> Result<Self, RoleError> {
+    pub(crate) fn load(base: Arc<dyn DurableDir>, env: Arc<Env>) -> Result<Self, RoleError> {
         base.remove_tmp_dirs()?;
         base.remove_tmp_files()?;
         let mut volumes = BTreeMap::new();
         for entry in base.list()? {
-            if !base.path().join(&entry).is_dir() {
+            if !base.has_dir(&entry) {
                 continue;
             }
             match entry.parse::<VolumeName>() {
                 Ok(name) => {
-                    let volume = Volume::load(&base, &name, &env);
+                    let volume = Volume::load(&*base, &name, &env);
                     volumes.insert(name, volume);
                 }
                 Err(error) => tracing::warn!(%error, "a directory that is none of ours"),
             }
         }
         let (volumes, changing) = (Mutex::new(volumes), tokio::sync::Mutex::default());
-        Ok(Self { base: Arc::new(base), env, volumes, changing })
+        Ok(Self { base, env, volumes, changing })
     }
 
     pub(crate) fn env(&self) -> &Arc<Env> {
@@ -76,7 +76,7 @@ impl Proxy {
         let volume = blocking::run(move || {
             // Volumes start tasks.
             let _runtime = runtime.enter();
-            Volume::create(&base, &name, archive, &env)
+            Volume::create(&*base, &name, archive, &env)
         });
         let volume = volume.await?;
         self.volumes.lock().insert(key, volume);

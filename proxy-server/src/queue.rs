@@ -10,7 +10,7 @@ use crate::settings::Limits;
 use parking_lot::{Mutex, MutexGuard};
 use proto::v1::{ProxyQueue, WdiffResult};
 use server_kit::clock::unix_seconds;
-use server_kit::durable::{DurableDir, RealDir};
+use server_kit::durable::DurableDir;
 use server_kit::error::{Reason, RoleError};
 use server_kit::retry::Backoff;
 use server_kit::volume_name::ServerId;
@@ -64,7 +64,7 @@ pub(crate) enum Next {
 /// The queue of one archive.
 pub(crate) struct Queue {
     pub(crate) name: ServerId,
-    dir: Arc<RealDir>,
+    dir: Arc<dyn DurableDir>,
     inner: Mutex<Inner>,
     files: Mutex<()>,
     settled: watch::Sender<Settled>,
@@ -119,7 +119,7 @@ impl Drop for Sending<'_> {
 
 impl Queue {
     /// An empty queue.
-    pub(crate) fn new(archive: Archive, dir: Arc<RealDir>, limits: &Limits) -> Self {
+    pub(crate) fn new(archive: Archive, dir: Arc<dyn DurableDir>, limits: &Limits) -> Self {
         let inner = Inner {
             archive: archive.clone(),
             histories: Vec::new(),
@@ -146,7 +146,7 @@ impl Queue {
     /// Reads the directory anew. Of wdiffs with the same gids the first by name stays.
     pub(crate) fn load(&self) -> Result<(), RoleError> {
         let _files = self.files.lock();
-        let mut staged = list_queue(&self.dir)?;
+        let mut staged = list_queue(&*self.dir)?;
         staged.sort_by_key(|s| s.diff.timestamp);
         let mut inner = self.inner.lock();
         inner.histories.clear();
@@ -156,7 +156,7 @@ impl Queue {
                     "two wdiffs with the same gids: the later one is dropped");
                 let name =
                     to_file_name(&one.diff).map_err(|e| RoleError::damaged(e.to_string()))?;
-                drop_files(&self.dir, &[name])?;
+                drop_files(&*self.dir, &[name])?;
             }
         }
         let empty = inner.diffs().next().is_none();
@@ -186,11 +186,11 @@ impl Queue {
             if to_file_name(&old).is_ok_and(|old_name| old_name == name) {
                 tracing::warn!(name, "a wdiff of an older log gives way to one of the same name");
                 // Were it to stay, it would be found there as the new one's content.
-                drop_files(&self.dir, &[name.to_owned()])?;
+                drop_files(&*self.dir, &[name.to_owned()])?;
                 history.diffs.remove(&old);
             }
         }
-        Ok(Some(Arc::clone(&self.dir) as Arc<dyn DurableDir>))
+        Ok(Some(Arc::clone(&self.dir)))
     }
 
     /// A wdiff was received: queues it, clears a give-up, wakes the sender. Under
@@ -236,18 +236,21 @@ impl Queue {
         Sending(self)
     }
 
-    /// Full paths of a batch, oldest first.
-    pub(crate) fn paths(&self, batch: &Batch) -> Result<Vec<std::path::PathBuf>, RoleError> {
-        let path = |d: &Diff| to_file_name(d).map(|name| self.dir.path().join(name));
-        let paths: Result<_, _> = batch.diffs.iter().map(path).collect();
-        paths.map_err(|e| RoleError::damaged(e.to_string()))
+    /// Where its files are.
+    pub(crate) fn dir(&self) -> Arc<dyn DurableDir> {
+        Arc::clone(&self.dir)
+    }
+
+    /// The files of a batch, oldest first.
+    pub(crate) fn names(batch: &Batch) -> Result<Vec<String>, RoleError> {
+        let names: Result<_, _> = batch.diffs.iter().map(to_file_name).collect();
+        names.map_err(|e| RoleError::damaged(e.to_string()))
     }
 
     /// The archive needs these no more: away with the links, then with the entries.
     pub(crate) fn drop_batch(&self, batch: &Batch) -> Result<(), RoleError> {
         let _files = self.files.lock();
-        let names: Result<Vec<_>, _> = batch.diffs.iter().map(to_file_name).collect();
-        drop_files(&self.dir, &names.map_err(|e| RoleError::damaged(e.to_string()))?)?;
+        drop_files(&*self.dir, &Self::names(batch)?)?;
         let mut inner = self.inner.lock();
         if let Some(history) = inner.histories.iter_mut().find(|h| h.uuid == batch.uuid) {
             for diff in &batch.diffs {

@@ -128,12 +128,13 @@ impl Sender {
         }
         // Closed never; an error would mean that nobody may send any more.
         let Ok(_slot) = self.env.send_slots.acquire().await else { return Answer::Aborted };
-        let paths = match self.queue.paths(batch) {
-            Ok(paths) => paths,
+        let names = match Queue::names(batch) {
+            Ok(names) => names,
             Err(error) => return Answer::Damaged(error),
         };
         let input = Input {
-            paths,
+            dir: self.queue.dir(),
+            names,
             uuid: batch.uuid,
             compression: archive.compression,
             threads: self.env.limits.threads,

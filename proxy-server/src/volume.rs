@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use proto::v1::{ProxyVolume, StopMode};
 use server_kit::blocking;
 use server_kit::clock::unix_seconds;
-use server_kit::durable::{RealDir, TmpFile};
+use server_kit::durable::{DurableDir, TmpFile};
 use server_kit::error::{Reason, RoleError};
 use server_kit::state_machine::{StateCell, StopFlag, StopGuard, Transition, View};
 use server_kit::volume_name::{ServerId, VolumeName};
@@ -73,7 +73,7 @@ struct Facts {
 impl Volume {
     /// A volume that does not exist yet, with its first archive.
     pub(crate) fn create(
-        base: &RealDir,
+        base: &dyn DurableDir,
         name: &VolumeName,
         archive: Archive,
         env: &Arc<Env>,
@@ -87,7 +87,7 @@ impl Volume {
 
     /// The volume as it was left. One that cannot be read is there all the same, stopped, with the
     /// reason: others must not suffer from it.
-    pub(crate) fn load(base: &RealDir, name: &VolumeName, env: &Arc<Env>) -> Arc<Self> {
+    pub(crate) fn load(base: &dyn DurableDir, name: &VolumeName, env: &Arc<Env>) -> Arc<Self> {
         Self::try_load(base, name, env).unwrap_or_else(|error| {
             let error = error.full_message();
             tracing::error!(volume = %name, error, "the volume cannot be used");
@@ -96,7 +96,11 @@ impl Volume {
         })
     }
 
-    fn try_load(base: &RealDir, name: &VolumeName, env: &Arc<Env>) -> Result<Arc<Self>, RoleError> {
+    fn try_load(
+        base: &dyn DurableDir,
+        name: &VolumeName,
+        env: &Arc<Env>,
+    ) -> Result<Arc<Self>, RoleError> {
         let (dir, stored) = VolumeDir::open(base, name)?;
         let mut queues = Vec::new();
         for archive in dir.archives()? {
@@ -363,7 +367,7 @@ impl Volume {
     }
 
     /// Stopped -> Clear: everything of it is removed.
-    pub(crate) async fn clear(self: Arc<Self>, base: Arc<RealDir>) -> Result<(), RoleError> {
+    pub(crate) async fn clear(self: Arc<Self>, base: Arc<dyn DurableDir>) -> Result<(), RoleError> {
         let begun = self.cell.begin(&[State::Stopped], State::ClearVol);
         let transition = begun.map_err(|wrong| wrong.into_error(&self.name, "clear"))?;
         let name = self.name.clone();

@@ -13,9 +13,9 @@ use common::archive::{Archive, Order};
 use common::log::Device;
 use common::{Place, Proxy, names, started, until};
 use proto::v1::{Empty, StopMode, VolumeRef};
-use proxy_server::serve_on;
+use proxy_server::{World, serve_on};
 use server_kit::error::Reason;
-use server_kit::net::{Listener, RealConnector};
+use server_kit::net::Listener;
 use server_kit::shutdown::Shutdown;
 use std::fs;
 
@@ -232,8 +232,7 @@ async fn a_base_directory_that_is_somebody_elses_is_refused_and_not_touched() {
     fs::create_dir_all(place.base().join("alice/documents")).unwrap();
     fs::create_dir_all(place.base().join("bob.tmp")).unwrap();
     let listener = Listener::bind(&place.socket("p0"), false).await.unwrap();
-    let connector = std::sync::Arc::new(RealConnector);
-    let served = serve_on(listener, &place.settings(), connector, Shutdown::new()).await;
+    let served = serve_on(listener, &place.settings(), World::real(), Shutdown::new()).await;
     assert_eq!(served.unwrap_err().reason(), Reason::WrongPeer);
     assert_eq!(names(&place.base()), ["alice", "bob.tmp"]);
     assert_eq!(names(&place.base().join("alice")), ["documents"]);

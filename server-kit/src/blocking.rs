@@ -1,5 +1,6 @@
 //! Work that blocks (file system, codecs) called from async code.
 use crate::error::{Reason, RoleError};
+use std::num::NonZeroUsize;
 
 /// Runs `work` on a thread that may block, and waits for it. A panic in it is an error here, so
 /// that one bad volume does not take the server down.
@@ -16,6 +17,12 @@ where
         Ok(result) => result.map_err(Into::into),
         Err(error) => Err(RoleError::new(Reason::Io, "a worker thread failed").with_source(error)),
     }
+}
+
+/// How many threads a piece of blocking work may use for itself.
+#[must_use]
+pub fn parallelism() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 #[cfg(test)]

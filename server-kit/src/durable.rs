@@ -5,18 +5,20 @@
 //! when a call has returned, what it did is on the disk; a `*.tmp` file is never read, only removed
 //! (I9); a file that fails its check is an error that names it, never a guess (I8).
 //!
-//! [`DurableDir`] is the seam: its required methods are single steps of the operating system, its
-//! provided methods the orders of steps that are safe. [`RealDir`] is the disk; a simulation loses
-//! and tears what was not synced.
-use std::fs::{self, File};
+//! [`DurableDir`] is the seam: its steps are single steps of the operating system, its other methods
+//! the orders of steps that are safe. [`RealDir`] is the disk; a simulation loses and tears what was
+//! not synced. Steps that are not for small files a directory may refuse (`Unsupported`).
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use wdiff_format::io_at::ReadObject;
 
 mod base;
+mod real;
 mod state_file;
-pub use base::ROLE_FILE;
+pub use base::{ROLE_FILE, claim_base};
+pub use real::{OpenDir, RealDir, real_dirs};
 pub use state_file::StateFile;
 
 /// How the names of half-made files end.
@@ -69,6 +71,20 @@ pub trait DurableFile: Write + Send {
     /// # Errors
     /// What the system says; nothing may be assumed about the file then.
     fn sync(&mut self) -> io::Result<()>;
+    /// Nobody wants the file: away with the name that it was created under. Best effort, what stays
+    /// is removed at the next start by its name.
+    fn discard(&mut self) {}
+}
+
+/// What a name in a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileInfo {
+    /// A directory, and no file.
+    pub is_dir: bool,
+    /// Length of the file.
+    pub len_bytes: u64,
+    /// When it was changed last (unix seconds), for people.
+    pub modified_s: u64,
 }
 
 /// A half-made file. Write it, then [`DurableDir::commit`] it; dropped, it leaves nothing behind.
@@ -77,7 +93,8 @@ pub struct TmpFile {
     file: Box<dyn DurableFile>,
     /// Set by the first failed write: what is in the file is unknown, so it can never be committed.
     poisoned: bool,
-    remove_on_drop: Option<PathBuf>,
+    /// It has another name, or a second one.
+    committed: bool,
 }
 
 impl TmpFile {
@@ -105,16 +122,15 @@ impl Write for TmpFile {
 
 impl Drop for TmpFile {
     fn drop(&mut self) {
-        if let Some(path) = &self.remove_on_drop {
-            // Best effort: what stays is removed at the next start by its name.
-            let _ = fs::remove_file(path);
+        if !self.committed {
+            self.file.discard();
         }
     }
 }
 
 /// A directory whose changes last. Blocking: async code calls it through [`crate::blocking`].
 pub trait DurableDir: Send + Sync + 'static {
-    /// Where it is (for messages, and to open large files in it for reading).
+    /// Where it is, for messages.
     fn path(&self) -> &Path;
     /// Step: an empty file of this name, open for writing.
     ///
@@ -151,6 +167,147 @@ pub trait DurableDir: Send + Sync + 'static {
     /// # Errors
     /// What the system says.
     fn names(&self) -> io::Result<Vec<String>>;
+    /// Step: a file to be read piece by piece; it stays readable when its name goes.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn open_file(&self, _name: &str) -> io::Result<ReadObject> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Step: what has this name.
+    ///
+    /// # Errors
+    /// What the system says; `NotFound` when nothing has.
+    fn info(&self, _name: &str) -> io::Result<FileInfo> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Step: gives a file, which is made if it is missing, this length; what is new is a hole.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn set_len(&self, _name: &str, _len_bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Step: content and length of a file are on the disk.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn sync_file(&self, _name: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Step: a new file in `into` that shares the blocks of this one. Not durable by itself.
+    ///
+    /// # Errors
+    /// What the system says, also when it cannot do such a thing.
+    fn reflink(&self, _name: &str, _into: &dyn DurableDir, _new: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Step: an empty directory. Not durable by itself.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn make_dir(&self, _name: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Step: a directory with all that is in it is gone. Not durable by itself.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn remove_tree(&self, _name: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// A directory in this one that exists.
+    ///
+    /// # Errors
+    /// [`DurableError::Io`], also when it is not a directory.
+    fn open_dir(&self, name: &str) -> Result<Arc<dyn DurableDir>, DurableError> {
+        let source = io::ErrorKind::Unsupported.into();
+        Err(failed("open directory", self.path().join(name), source))
+    }
+    /// Bytes that an ordinary user can still write to this file system.
+    ///
+    /// # Errors
+    /// [`DurableError::Io`].
+    fn free_bytes(&self) -> Result<u64, DurableError> {
+        let source = io::ErrorKind::Unsupported.into();
+        Err(failed("measure the free space of", self.path(), source))
+    }
+
+    /// Whether a directory has this name.
+    fn has_dir(&self, name: &str) -> bool {
+        checked(self.path(), name).is_ok_and(|n| self.info(&n).is_ok_and(|i| i.is_dir))
+    }
+
+    /// What has this name, if anything.
+    ///
+    /// # Errors
+    /// [`DurableError::Io`].
+    fn look_at(&self, name: &str) -> Result<Option<FileInfo>, DurableError> {
+        match self.info(&checked(self.path(), name)?) {
+            Ok(info) => Ok(Some(info)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(failed("look at", self.path().join(name), e)),
+        }
+    }
+
+    /// Makes the directory, durable, and opens it. One that exists is fine.
+    ///
+    /// # Errors
+    /// [`DurableError::Io`].
+    fn create_dir(&self, name: &str) -> Result<Arc<dyn DurableDir>, DurableError> {
+        let name = checked(self.path(), name)?;
+        if !self.has_dir(&name) {
+            match self.make_dir(&name) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(failed("create directory", self.path().join(name), e));
+                }
+                _ => self.sync().map_err(|e| failed("sync", self.path(), e))?,
+            }
+        }
+        self.open_dir(&name)
+    }
+
+    /// Removes a directory and everything in it, durable; one that is not there is no error. It
+    /// takes a `*.tmp` name first, so that a crash half-way leaves something that is recognised.
+    ///
+    /// # Errors
+    /// [`DurableError::Io`].
+    fn remove_dir(&self, name: &str) -> Result<(), DurableError> {
+        let path = self.path().join(checked(self.path(), name)?);
+        let doomed = format!("{name}{TMP_SUFFIX}");
+        match self.rename(name, &doomed) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(failed("remove", path, e)),
+            Ok(()) => {}
+        }
+        self.sync().map_err(|e| failed("sync", self.path(), e))?;
+        self.remove_tree(&doomed).map_err(|e| failed("remove", self.path().join(&doomed), e))?;
+        self.sync().map_err(|e| failed("sync", self.path(), e))
+    }
+
+    /// The file or directory `tmp`, complete and synced inside, takes the name `name`, durable.
+    ///
+    /// # Errors
+    /// [`DurableError::Io`], also when a directory has the name.
+    fn commit_dir(&self, tmp: &str, name: &str) -> Result<(), DurableError> {
+        let path = self.path().join(checked(self.path(), name)?);
+        self.rename(tmp, name).map_err(|e| failed("rename to", path, e))?;
+        self.sync().map_err(|e| failed("sync", self.path(), e))
+    }
+
+    /// Removes half-removed or half-made directories (`*.tmp`); done once at start (I9).
+    ///
+    /// # Errors
+    /// [`DurableError::Io`].
+    fn remove_tmp_dirs(&self) -> Result<(), DurableError> {
+        for name in self.names().map_err(|e| failed("list", self.path(), e))? {
+            if name.ends_with(TMP_SUFFIX) && self.has_dir(&name) {
+                let path = self.path().join(&name);
+                self.remove_tree(&name).map_err(|e| failed("remove", path, e))?;
+            }
+        }
+        Ok(())
+    }
 
     /// The content of a file, or `None` when there is none of that name.
     ///
@@ -185,7 +342,7 @@ pub trait DurableDir: Send + Sync + 'static {
         let name = format!("{}-{number}{TMP_SUFFIX}", std::process::id());
         let path = self.path().join(&name);
         let file = self.create(&name).map_err(|e| failed("create", &path, e))?;
-        Ok(TmpFile { name, file, poisoned: false, remove_on_drop: Some(path) })
+        Ok(TmpFile { name, file, poisoned: false, committed: false })
     }
 
     /// The half-made file becomes `name`, durable: fsync file, rename, fsync directory. A file
@@ -198,7 +355,7 @@ pub trait DurableDir: Send + Sync + 'static {
         let path = self.path().join(&name);
         tmp.settle(&path)?;
         self.rename(&tmp.name, &name).map_err(|e| failed("rename to", &path, e))?;
-        tmp.remove_on_drop = None;
+        tmp.committed = true;
         self.sync().map_err(|e| failed("sync", self.path(), e))
     }
 
@@ -301,147 +458,4 @@ fn checked(dir: &Path, name: &str) -> Result<String, DurableError> {
         return Ok(name.to_owned());
     }
     Err(DurableError::BadName { name: name.to_owned(), dir: dir.to_owned() })
-}
-
-/// A directory of the file system.
-#[derive(Debug)]
-pub struct RealDir {
-    path: PathBuf,
-    handle: File,
-}
-
-impl RealDir {
-    /// Opens a directory that exists.
-    ///
-    /// # Errors
-    /// [`DurableError::Io`], also when it is not a directory.
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self, DurableError> {
-        let path = path.into();
-        let handle = File::open(&path).map_err(|e| failed("open directory", &path, e))?;
-        let meta = handle.metadata().map_err(|e| failed("open directory", &path, e))?;
-        if !meta.is_dir() {
-            let source = io::Error::from(io::ErrorKind::NotADirectory);
-            return Err(failed("open directory", path, source));
-        }
-        Ok(Self { path, handle })
-    }
-
-    /// Makes the directory and its missing parents, durable, and opens it. One that exists is fine.
-    ///
-    /// # Errors
-    /// [`DurableError::Io`].
-    pub fn create(path: impl Into<PathBuf>) -> Result<Self, DurableError> {
-        let path = path.into();
-        if !path.is_dir() {
-            let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-            let parent = Self::create(parent.unwrap_or_else(|| Path::new(".")))?;
-            match fs::create_dir(&path) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(failed("create directory", path, e));
-                }
-                _ => parent.sync().map_err(|e| failed("sync", &parent.path, e))?,
-            }
-        }
-        Self::open(path)
-    }
-
-    /// Removes a directory and everything in it, durable; one that is not there is no error. It
-    /// takes a `*.tmp` name first, so that a crash half-way leaves something that is recognised.
-    ///
-    /// # Errors
-    /// [`DurableError::Io`].
-    pub fn remove_dir(&self, name: &str) -> Result<(), DurableError> {
-        let path = self.path.join(checked(&self.path, name)?);
-        let doomed = format!("{name}{TMP_SUFFIX}");
-        match self.rename(name, &doomed) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(failed("remove", path, e)),
-            Ok(()) => {}
-        }
-        self.sync().map_err(|e| failed("sync", &self.path, e))?;
-        let doomed = self.path.join(doomed);
-        fs::remove_dir_all(&doomed).map_err(|e| failed("remove", doomed, e))?;
-        self.sync().map_err(|e| failed("sync", &self.path, e))
-    }
-
-    /// The directory `tmp`, complete and synced inside, takes the name `name`, durable.
-    ///
-    /// # Errors
-    /// [`DurableError::Io`], also when something has the name.
-    pub fn commit_dir(&self, tmp: &str, name: &str) -> Result<(), DurableError> {
-        let path = self.path.join(checked(&self.path, name)?);
-        self.rename(tmp, name).map_err(|e| failed("rename to", path, e))?;
-        self.sync().map_err(|e| failed("sync", &self.path, e))
-    }
-
-    /// Removes half-removed or half-made directories (`*.tmp`); done once at start (I9).
-    ///
-    /// # Errors
-    /// [`DurableError::Io`].
-    pub fn remove_tmp_dirs(&self) -> Result<(), DurableError> {
-        for name in self.names().map_err(|e| failed("list", &self.path, e))? {
-            let path = self.path.join(&name);
-            if name.ends_with(TMP_SUFFIX) && path.is_dir() {
-                fs::remove_dir_all(&path).map_err(|e| failed("remove", path, e))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Bytes that an ordinary user can still write to this file system.
-    ///
-    /// # Errors
-    /// [`DurableError::Io`].
-    pub fn free_bytes(&self) -> Result<u64, DurableError> {
-        let stat = nix::sys::statvfs::fstatvfs(&self.handle)
-            .map_err(|e| failed("measure the free space of", &self.path, e.into()))?;
-        Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
-    }
-}
-
-struct RealFile(File);
-
-impl Write for RealFile {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.0.write(data)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-impl DurableFile for RealFile {
-    fn sync(&mut self) -> io::Result<()> {
-        self.0.sync_all()
-    }
-}
-
-impl DurableDir for RealDir {
-    fn path(&self) -> &Path {
-        &self.path
-    }
-    fn create(&self, name: &str) -> io::Result<Box<dyn DurableFile>> {
-        Ok(Box::new(RealFile(File::create(self.path.join(name))?)))
-    }
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that renames")]
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.path.join(from), self.path.join(to))
-    }
-    fn unlink(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.path.join(name))
-    }
-    fn hard_link(&self, name: &str, target: &Path) -> io::Result<()> {
-        fs::hard_link(self.path.join(name), target)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.handle.sync_all()
-    }
-    fn read_file(&self, name: &str) -> io::Result<Vec<u8>> {
-        fs::read(self.path.join(name))
-    }
-    fn names(&self) -> io::Result<Vec<String>> {
-        let entries = fs::read_dir(&self.path)?;
-        // A name that is not UTF-8 is none of ours: it is left alone.
-        entries.filter_map(|e| e.map(|e| e.file_name().into_string().ok()).transpose()).collect()
-    }
 }

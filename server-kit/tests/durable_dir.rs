@@ -6,11 +6,12 @@
     missing_docs,
     reason = "a test may panic"
 )]
-use server_kit::durable::{DurableDir, DurableError, DurableFile, RealDir};
+use server_kit::durable::{DurableDir, DurableError, DurableFile, FileInfo, RealDir};
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use wdiff_format::io_at::ReadObject;
 
 #[test]
 fn a_dropped_tmp_file_leaves_nothing_and_a_committed_one_only_its_name() {
@@ -97,6 +98,9 @@ impl DurableFile for TracedFile {
         self.1.lock().unwrap().push("sync file".into());
         self.0.sync()
     }
+    fn discard(&mut self) {
+        self.0.discard();
+    }
 }
 impl DurableDir for Traced {
     fn path(&self) -> &Path {
@@ -125,6 +129,33 @@ impl DurableDir for Traced {
     }
     fn names(&self) -> io::Result<Vec<String>> {
         self.0.names()
+    }
+    fn open_file(&self, name: &str) -> io::Result<ReadObject> {
+        self.0.open_file(name)
+    }
+    fn info(&self, name: &str) -> io::Result<FileInfo> {
+        self.0.info(name)
+    }
+    fn set_len(&self, name: &str, len_bytes: u64) -> io::Result<()> {
+        self.0.set_len(name, len_bytes)
+    }
+    fn sync_file(&self, name: &str) -> io::Result<()> {
+        self.0.sync_file(name)
+    }
+    fn reflink(&self, name: &str, into: &dyn DurableDir, new: &str) -> io::Result<()> {
+        self.0.reflink(name, into, new)
+    }
+    fn make_dir(&self, name: &str) -> io::Result<()> {
+        self.0.make_dir(name)
+    }
+    fn remove_tree(&self, name: &str) -> io::Result<()> {
+        self.0.remove_tree(name)
+    }
+    fn open_dir(&self, name: &str) -> Result<Arc<dyn DurableDir>, DurableError> {
+        self.0.open_dir(name)
+    }
+    fn free_bytes(&self) -> Result<u64, DurableError> {
+        self.0.free_bytes()
     }
 }
 

@@ -5,12 +5,11 @@
 //! from working; no two volumes use one device.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 use server_kit::blocking;
-use server_kit::durable::{DurableDir, DurableError, RealDir};
+use server_kit::durable::{DurableDir, DurableError};
 use server_kit::error::RoleError;
 use server_kit::volume_name::VolumeName;
 use tokio::sync::Mutex;
@@ -21,15 +20,6 @@ use crate::log::Log;
 use crate::shared::Shared;
 use crate::state::State;
 use crate::volume::Volume;
-
-/// Opens the directory of a volume; handed in, so that tests can make it fail.
-pub type OpenDir = Arc<dyn Fn(RealDir) -> Arc<dyn DurableDir> + Send + Sync>;
-
-/// Directories as they are.
-#[must_use]
-pub fn real_dirs() -> OpenDir {
-    Arc::new(|dir| Arc::new(dir))
-}
 
 /// What there is of a name.
 #[derive(Clone)]
@@ -42,8 +32,7 @@ pub enum Entry {
 
 /// All volumes.
 pub struct Registry {
-    base: PathBuf,
-    open_dir: OpenDir,
+    base: Arc<dyn DurableDir>,
     shared: Arc<Shared>,
     entries: RwLock<BTreeMap<VolumeName, Entry>>,
     /// Held while a volume comes or goes.
@@ -55,13 +44,9 @@ impl Registry {
     ///
     /// # Errors
     /// The base directory cannot be used. A single volume never fails the server.
-    pub async fn open(
-        base: PathBuf,
-        shared: Arc<Shared>,
-        open_dir: OpenDir,
-    ) -> Result<Self, RoleError> {
-        let (path, open) = (base.clone(), Arc::clone(&open_dir));
-        let found = blocking::run(move || find(path, &open)).await?;
+    pub async fn open(base: Arc<dyn DurableDir>, shared: Arc<Shared>) -> Result<Self, RoleError> {
+        let here = Arc::clone(&base);
+        let found = blocking::run(move || find(&here)).await?;
         let mut entries = BTreeMap::new();
         for (name, book) in found {
             let entry = match book {
@@ -74,7 +59,7 @@ impl Registry {
             entries.insert(name, entry);
         }
         let entries = RwLock::new(entries);
-        Ok(Self { base, open_dir, shared, entries, changing: Mutex::new(()) })
+        Ok(Self { base, shared, entries, changing: Mutex::new(()) })
     }
 
     /// Every volume goes on where it was.
@@ -136,8 +121,8 @@ impl Registry {
         let info = device.info().await?;
         Log::open(device.open_log(&info)?, info.status.log_uuid).await?;
         device.open_data(&info)?;
-        let (path, open_dir) = (self.base.join(name.as_str()), Arc::clone(&self.open_dir));
-        let create = move || Book::create(open_dir(RealDir::create(path)?), Record::new(address));
+        let (base, new) = (Arc::clone(&self.base), name.clone());
+        let create = move || Book::create(base.create_dir(new.as_str())?, Record::new(address));
         let book = blocking::run(create).await?;
         let volume = Volume::new(name.clone(), Arc::clone(&self.shared), book);
         self.entries.write().insert(name, Entry::Volume(volume));
@@ -158,7 +143,7 @@ impl Registry {
             None => return Err(RoleError::unknown_volume(name)),
         };
         let (base, doomed) = (self.base.clone(), name.to_string());
-        blocking::run(move || RealDir::open(base)?.remove_dir(&doomed)).await?;
+        blocking::run(move || base.remove_dir(&doomed)).await?;
         self.entries.write().remove(name);
         if let Some(transition) = transition {
             transition.commit(State::Clear);
@@ -186,15 +171,13 @@ pub fn damaged(name: &VolumeName, why: &str) -> RoleError {
 type Found = Vec<(VolumeName, Result<Book, DurableError>)>;
 
 /// The volumes below `base`.
-fn find(base: PathBuf, open_dir: &OpenDir) -> Result<Found, DurableError> {
-    let dir = RealDir::open_base(&base, "storage")?;
+fn find(dir: &Arc<dyn DurableDir>) -> Result<Found, DurableError> {
     dir.remove_tmp_dirs()?;
     let mut found = Vec::new();
     for text in dir.list()? {
-        let path = base.join(&text);
         // Other files and directories are none of ours.
-        let (Ok(name), true) = (text.parse::<VolumeName>(), path.is_dir()) else { continue };
-        match RealDir::open(path).and_then(|dir| Book::open(open_dir(dir))) {
+        let (Ok(name), true) = (text.parse::<VolumeName>(), dir.has_dir(&text)) else { continue };
+        match dir.open_dir(&text).and_then(Book::open) {
             Ok(Some(book)) => found.push((name, Ok(book))),
             Ok(None) => {
                 tracing::warn!(volume = %name, "removing a volume that was never set up");

@@ -11,7 +11,7 @@ use proto::v1::storage_server::StorageServer;
 use serde::{Deserialize, Serialize};
 use server_kit::blocking;
 use server_kit::config;
-use server_kit::durable::RealDir;
+use server_kit::durable::{OpenDir, claim_base, real_dirs};
 use server_kit::net::{Connector, Endpoint, Listener, RealConnector};
 use server_kit::role::RoleServer;
 use server_kit::shutdown::Shutdown;
@@ -22,7 +22,7 @@ use tonic::service::Routes;
 use crate::device::Devices;
 use crate::device::control::ControlDevices;
 use crate::peers::{PeerNames, Peers};
-use crate::registry::{OpenDir, Registry, real_dirs};
+use crate::registry::Registry;
 use crate::service::StorageService;
 use crate::shared::{Config, Shared};
 
@@ -172,16 +172,17 @@ impl StorageRole {
         let listener = Listener::bind(&listen, args.insecure).await?;
         let World { connector, devices, open_dir } = world;
         let id = config.id.clone();
-        let (flags, path, open) = (args.peers()?, base.clone(), Arc::clone(&open_dir));
+        let (flags, path) = (args.peers()?, base.clone());
         let find = move || {
-            let dir = RealDir::open_base(path, "storage")?;
+            let dir = open_dir(&path)?;
+            claim_base(&dir, "storage")?;
             dir.remove_tmp_dirs()?;
-            Peers::open(open(dir), flags, connector)
+            Peers::open(Arc::clone(&dir), flags, connector).map(|peers| (dir, peers))
         };
-        let peers = blocking::run(find).await?;
+        let (dir, peers) = blocking::run(find).await?;
         let shared = Arc::new(Shared::new(config, peers, devices, shutdown.clone()));
         let known = Some(base.clone());
-        let registry = Arc::new(Registry::open(base, Arc::clone(&shared), open_dir).await?);
+        let registry = Arc::new(Registry::open(dir, Arc::clone(&shared)).await?);
         let operations = shared.operations.clone();
         let server =
             RoleServer { role: Role::Storage, id, base: known, listener, operations, shutdown };

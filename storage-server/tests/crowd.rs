@@ -21,7 +21,7 @@ use server_kit::shutdown::Shutdown;
 use storage_server::device::address::DeviceAddress;
 use storage_server::device::{Devices, Info, Positions, Seen, Status, WalbDevice};
 use storage_server::peers::{PeerNames, Peers};
-use storage_server::registry::{Registry, real_dirs};
+use storage_server::registry::Registry;
 use storage_server::shared::{Config, Shared};
 use tokio::sync::watch;
 use wlog_format::superblock::{DeviceName, SUPER_OFFSET_BYTES, SuperBlock};
@@ -137,13 +137,12 @@ async fn hundreds_of_idle_volumes_need_no_thread_and_do_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let devices = quiet_devices().await;
     let asked = Arc::clone(&devices.asked);
-    let base = Arc::new(RealDir::open_base(dir.path().join("s0"), "storage").unwrap());
+    let base = Arc::new(RealDir::create(dir.path().join("s0")).unwrap());
     let archive = "unix:/nonexistent/a0".parse().unwrap();
     let flags = PeerNames::at(archive, vec!["unix:/nonexistent/p0".parse().unwrap()]);
-    let peers = Peers::open(base, flags, Arc::new(RealConnector)).unwrap();
+    let peers = Peers::open(base.clone(), flags, Arc::new(RealConnector)).unwrap();
     let shared = Shared::new(config(), peers, Arc::new(devices), Shutdown::new());
-    let registry =
-        Registry::open(dir.path().join("s0"), Arc::new(shared), real_dirs()).await.unwrap();
+    let registry = Registry::open(base, Arc::new(shared)).await.unwrap();
     for i in 0..VOLUMES {
         let name = format!("v{i}");
         let address = DeviceAddress::parse("/nonexistent/d", Some(&name)).unwrap();

@@ -22,6 +22,9 @@ pub trait ReadAt {
     fn size_bytes(&self) -> io::Result<u64>;
 }
 
+/// Something that can be read anywhere, whatever it is.
+pub type ReadObject = Arc<dyn ReadAt + Send + Sync>;
+
 /// Something that can be written anywhere inside its size, such as the image of a volume.
 pub trait WriteAt {
     /// Writes all of `data` at byte `offset`.
@@ -44,6 +47,35 @@ pub trait WriteAt {
             at += chunk as u64;
         }
         Ok(())
+    }
+}
+
+/// Reads from the start to the end of something that can be read anywhere.
+#[derive(Debug)]
+pub struct Sequential<R> {
+    input: R,
+    at: u64,
+    size_bytes: u64,
+}
+
+impl<R: ReadAt> Sequential<R> {
+    /// From its first byte to the last that it has now.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn new(input: R) -> io::Result<Self> {
+        let size_bytes = input.size_bytes()?;
+        Ok(Self { input, at: 0, size_bytes })
+    }
+}
+
+impl<R: ReadAt> io::Read for Sequential<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.size_bytes - self.at).unwrap_or(usize::MAX);
+        let (part, _) = buf.split_at_mut(left.min(buf.len()));
+        self.input.read_exact_at(part, self.at)?;
+        self.at += part.len() as u64;
+        Ok(part.len())
     }
 }
 

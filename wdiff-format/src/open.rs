@@ -1,13 +1,14 @@
 //! Opening a wdiff of either kind.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Place, Problem, WdiffError};
 use crate::header::{FileHeader, FileType};
 use crate::indexed_reader::IndexedReader;
+use crate::io_at::{ReadObject, Sequential};
 use crate::record::{DiffRecord, Entry};
 use crate::sorted_reader::{SortedReader, short};
 
@@ -19,7 +20,7 @@ pub enum WdiffReader {
     /// A sorted file or stream.
     Sorted(SortedReader<Box<dyn Read + Send>>),
     /// An indexed file.
-    Indexed(IndexedReader<File>),
+    Indexed(IndexedReader<ReadObject>),
 }
 
 impl WdiffReader {
@@ -29,20 +30,31 @@ impl WdiffReader {
     /// It cannot be read, or is no wdiff.
     pub fn open(path: &Path) -> Result<Self, WdiffError> {
         let file: Arc<str> = path.display().to_string().into();
-        let place = Place { file: file.clone(), offset: 0 };
-        let input = File::open(path).map_err(|e| place.fails(Problem::Io(e)))?;
-        Self::from_file(input, file)
+        Self::from_opened(File::open(path).map(|file| Arc::new(file) as ReadObject), file)
+    }
+
+    /// [`WdiffReader::from_file`] with what came of opening it.
+    ///
+    /// # Errors
+    /// It could not be opened or cannot be read, or is no wdiff.
+    pub fn from_opened(
+        opened: io::Result<ReadObject>,
+        name: impl Into<Arc<str>>,
+    ) -> Result<Self, WdiffError> {
+        let name = name.into();
+        let place = Place { file: name.clone(), offset: 0 };
+        Self::from_file(opened.map_err(|e| place.fails(Problem::Io(e)))?, name)
     }
 
     /// Reads a file that is open already, from its start. `name` is what errors call it.
     ///
     /// # Errors
     /// It cannot be read, or is no wdiff.
-    pub fn from_file(mut input: File, name: impl Into<Arc<str>>) -> Result<Self, WdiffError> {
-        let file = name.into();
-        let place = Place { file: file.clone(), offset: 0 };
+    pub fn from_file(file: ReadObject, name: impl Into<Arc<str>>) -> Result<Self, WdiffError> {
+        let name = name.into();
+        let place = Place { file: name.clone(), offset: 0 };
         let io = |e: io::Error| place.clone().fails(Problem::Io(e));
-        input.rewind().map_err(io)?;
+        let mut input = Sequential::new(file.clone()).map_err(io)?;
         let mut bytes = [0; FileHeader::BYTES];
         input.read_exact(&mut bytes).map_err(|e| short(&place, e, "the file header is cut"))?;
         let header =
@@ -50,9 +62,9 @@ impl WdiffReader {
         match header.file_type {
             FileType::Sorted => {
                 let input: Box<dyn Read + Send> = Box::new(input);
-                Ok(Self::Sorted(SortedReader::after_header(input, file, header)))
+                Ok(Self::Sorted(SortedReader::after_header(input, name, header)))
             }
-            FileType::Indexed => Ok(Self::Indexed(IndexedReader::new(input, file)?)),
+            FileType::Indexed => Ok(Self::Indexed(IndexedReader::new(file, name)?)),
         }
     }
 

@@ -4,7 +4,7 @@
 
 pub mod hooked;
 
-use archive_server::{FileImages, Images, Server, Settings};
+use archive_server::{FileImages, Images, Server, Settings, World};
 use bytes::Bytes;
 use proto::v1::archive_client::ArchiveClient;
 use proto::v1::full_sync_request::Step as FullStep;
@@ -64,7 +64,8 @@ impl Archive {
                 let listener = Listener::bind(&at, false).await.unwrap();
                 bound.send(()).unwrap();
                 let id = "a0".parse().unwrap();
-                let server = Server { base: root, id, settings, images };
+                let world = World::with_images(images);
+                let server = Server { base: root, id, settings, world };
                 tokio::select! {
                     done = server.run(listener, asked) => done.unwrap(),
                     _ = killed => {}

@@ -9,13 +9,12 @@ use proto::v1::{
     ArchiveInfo, ArchiveInfoRequest, KickProxyRequest, ProxyQueue, ProxyVolume, StopMode,
     StopRequest, VolumeRef, WlogTransferRequest,
 };
-use proxy_server::{Settings, serve_on};
+use proxy_server::{Settings, World, serve_on};
 use server_kit::error::RoleError;
 use server_kit::net::{Connector, Endpoint, Listener, RealConnector};
 use server_kit::shutdown::Shutdown;
 use server_kit::units::Span;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -112,9 +111,9 @@ impl Proxy {
     pub(crate) async fn start_with(place: &Place, settings: Settings) -> Self {
         let listener = Listener::bind(&place.socket("p0"), false).await.unwrap();
         let (endpoint, shutdown) = (listener.endpoint().clone(), Shutdown::new());
-        let (told, connector) = (shutdown.clone(), Arc::new(RealConnector));
+        let told = shutdown.clone();
         let task =
-            tokio::spawn(async move { serve_on(listener, &settings, connector, told).await });
+            tokio::spawn(async move { serve_on(listener, &settings, World::real(), told).await });
         let client = ProxyClient::new(RealConnector.channel(&endpoint));
         Self { client, shutdown, endpoint, task }
     }

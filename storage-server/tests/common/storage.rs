@@ -16,7 +16,7 @@ use futures::future::BoxFuture;
 use proto::v1::host_client::HostClient;
 use proto::v1::storage_client::StorageClient;
 use proto::v1::*;
-use server_kit::durable::{DurableDir, DurableFile, RealDir, StateFile};
+use server_kit::durable::{DurableDir, DurableError, DurableFile, FileInfo, RealDir, StateFile};
 use server_kit::error::RoleError;
 use server_kit::net::{Connector, Endpoint, RealConnector};
 use server_kit::shutdown::Shutdown;
@@ -25,6 +25,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::Channel;
+use wdiff_format::io_at::ReadObject;
 use wlog_format::units::{Lb, Lsid};
 
 use super::proxy::Wire;
@@ -59,7 +60,7 @@ impl Fuse {
     }
 }
 
-struct FusedDir(RealDir, Arc<Fuse>);
+struct FusedDir(Arc<dyn DurableDir>, Arc<Fuse>);
 struct FusedFile(Box<dyn DurableFile>, Arc<Fuse>);
 
 impl io::Write for FusedFile {
@@ -75,6 +76,9 @@ impl DurableFile for FusedFile {
     fn sync(&mut self) -> io::Result<()> {
         self.1.step()?;
         self.0.sync()
+    }
+    fn discard(&mut self) {
+        self.0.discard();
     }
 }
 
@@ -107,6 +111,38 @@ impl DurableDir for FusedDir {
     }
     fn names(&self) -> io::Result<Vec<String>> {
         self.0.names()
+    }
+    fn open_file(&self, name: &str) -> io::Result<ReadObject> {
+        self.0.open_file(name)
+    }
+    fn info(&self, name: &str) -> io::Result<FileInfo> {
+        self.0.info(name)
+    }
+    fn set_len(&self, name: &str, len_bytes: u64) -> io::Result<()> {
+        self.1.step()?;
+        self.0.set_len(name, len_bytes)
+    }
+    fn sync_file(&self, name: &str) -> io::Result<()> {
+        self.1.step()?;
+        self.0.sync_file(name)
+    }
+    fn reflink(&self, name: &str, into: &dyn DurableDir, new: &str) -> io::Result<()> {
+        self.1.step()?;
+        self.0.reflink(name, into, new)
+    }
+    fn make_dir(&self, name: &str) -> io::Result<()> {
+        self.1.step()?;
+        self.0.make_dir(name)
+    }
+    fn remove_tree(&self, name: &str) -> io::Result<()> {
+        self.1.step()?;
+        self.0.remove_tree(name)
+    }
+    fn open_dir(&self, name: &str) -> Result<Arc<dyn DurableDir>, DurableError> {
+        Ok(Arc::new(FusedDir(self.0.open_dir(name)?, Arc::clone(&self.1))))
+    }
+    fn free_bytes(&self) -> Result<u64, DurableError> {
+        self.0.free_bytes()
     }
 }
 
@@ -238,7 +274,10 @@ impl Storage {
         let control = ControlDevices::new(Arc::clone(&world.connector));
         world.devices = Arc::new(Watched(control, self.wire.clone(), self.base.clone()));
         if let Some(fuse) = options.fuse {
-            world.open_dir = Arc::new(move |dir| Arc::new(FusedDir(dir, Arc::clone(&fuse))));
+            world.open_dir = Arc::new(move |path| {
+                let dir = Arc::new(RealDir::create(path)?);
+                Ok(Arc::new(FusedDir(dir, Arc::clone(&fuse))))
+            });
         }
         let opened = runtime.spawn(async move {
             let role = StorageRole::open(&args, world, Shutdown::new()).await.unwrap();
