@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use controller::ops::{archive, backup, setup};
 use controller::{Controller, Group};
+use server_kit::net::{Connector, RealConnector};
 use tempfile::TempDir;
 
 use crate::fault_proxy::FaultProxy;
@@ -299,6 +300,16 @@ impl Cluster {
     #[must_use]
     pub fn direct(&self) -> &Controller {
         &self.direct
+    }
+
+    /// A connection to a server, past its fault proxy: for what no command does.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn channel(&self, name: &str) -> Result<tonic::transport::Channel> {
+        let address = &self.direct.group().server(name)?.address;
+        let _runtime = self.runtime.enter();
+        Ok(RealConnector.channel(address))
     }
 
     /// Runs an operation of the controller library.

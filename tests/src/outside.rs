@@ -49,14 +49,22 @@ impl Background {
         Ok(Self { child, output })
     }
 
+    /// Waits until it has ended: whether with success, and what it has printed.
+    ///
+    /// # Errors
+    /// It is still running after `limit`.
+    pub fn ended(mut self, limit: Duration) -> Result<(bool, String)> {
+        let status = until("the program ends", limit, || Ok(self.child.try_wait()?))?;
+        Ok((status.success(), std::fs::read_to_string(self.output.path())?))
+    }
+
     /// Waits until it has ended, which must be with success.
     ///
     /// # Errors
     /// It failed (with its output in the message), or is still running after `limit`.
-    pub fn finish(mut self, limit: Duration) -> Result<()> {
-        let status = until("the program ends", limit, || Ok(self.child.try_wait()?))?;
-        let output = std::fs::read_to_string(self.output.path())?;
-        ensure!(status.success(), "{status}: {output}");
+    pub fn finish(self, limit: Duration) -> Result<()> {
+        let (success, output) = self.ended(limit)?;
+        ensure!(success, "it failed: {output}");
         Ok(())
     }
 }

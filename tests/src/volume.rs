@@ -12,7 +12,7 @@ use proto::v1;
 use rand::RngExt;
 
 use crate::cluster::{Cluster, sha256};
-use crate::outside::run;
+use crate::outside::{Background, run};
 use crate::poll::{DEADLINE, until};
 use crate::writer::Writer;
 
@@ -52,6 +52,14 @@ impl Volume<'_> {
         let (code, stdout, stderr) = self.cluster.walbc(&words(line, self.name))?;
         ensure!(code == 0, "walbc {line}: exit {code}: {stdout}{stderr}");
         Ok(stdout.trim().to_owned())
+    }
+
+    /// Starts a line in the background.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn begin(&self, line: &str) -> Result<Background> {
+        Background::start(&mut self.cluster.walbc_command(&words(line, self.name))?)
     }
 
     /// The gid that a line prints.
@@ -312,6 +320,26 @@ impl Volume<'_> {
             let queue = self.proxy(proxy)?.queues.into_iter().find(of);
             Ok(queue.filter(|queue| !queue.error.is_empty()))
         })
+    }
+
+    /// Grows the data devices of a leg's volume from outside; the new part reads as zeroes.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn grow_data_device(&self, leg: usize, bytes: u64) -> Result<()> {
+        let file =
+            std::fs::File::options().write(true).open(self.cluster.data_path(leg, self.name))?;
+        Ok(file.set_len(bytes)?)
+    }
+
+    /// The size that the users of a leg's volume see.
+    ///
+    /// # Errors
+    /// The export cannot be opened.
+    pub fn visible_bytes(&self, leg: usize) -> Result<u64> {
+        let uri = self.cluster.leg_uri(leg, self.name);
+        let size = run("nbdinfo", &["--size", &uri])?;
+        size.parse().with_context(|| format!("nbdinfo printed {size:?}"))
     }
 
     /// Waits until an archive runs no operation on the volume.

@@ -22,10 +22,12 @@
 )]
 #![forbid(unsafe_code)]
 
+mod archives;
 mod cuts;
 mod errors;
 mod misoperation;
 mod normal;
+mod replacement;
 
 use anyhow::Result;
 use tests::cluster::{Cluster, Layout};
