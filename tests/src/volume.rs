@@ -54,6 +54,16 @@ impl Volume<'_> {
         Ok(stdout.trim().to_owned())
     }
 
+    /// The same past the fault proxies.
+    ///
+    /// # Errors
+    /// As [`Volume::walbc`].
+    pub fn walbc_direct(&self, line: &str) -> Result<String> {
+        let (code, stdout, stderr) = self.cluster.walbc_direct(&words(line, self.name))?;
+        ensure!(code == 0, "walbc {line}: exit {code}: {stdout}{stderr}");
+        Ok(stdout.trim().to_owned())
+    }
+
     /// Starts a line in the background.
     ///
     /// # Errors

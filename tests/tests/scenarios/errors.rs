@@ -7,7 +7,7 @@ use proto::v1::wdiff_transfer_request::Step;
 use proto::v1::{
     DiffMeta, Snapshot, WdiffEnd, WdiffResult, WdiffSender, WdiffStart, WdiffTransferRequest,
 };
-use tests::cluster::{Cluster, Layout};
+use tests::cluster::{Cluster, Layout, size};
 use tests::poll::{DEADLINE, until};
 use wdiff_format::codec::Codec;
 use wdiff_format::compression::Compression;
@@ -186,7 +186,8 @@ fn discards(uuid: &[u8], bytes: u64) -> Result<Vec<u8>> {
 }
 
 scenario!(scenario_e17_a_wdiff_is_sent_twice, {
-    let c = base_state(Layout::scenario())?;
+    // A log that takes the whole device at once.
+    let c = base_state(Layout { log_bytes: size("32M"), ..Layout::scenario() })?;
     let v = c.vol();
     v.fill(0, 0, c.layout().data_bytes)?;
     v.gid("snapshot s0 VOL --wait a0")?;

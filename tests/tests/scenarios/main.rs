@@ -22,7 +22,9 @@
 )]
 #![forbid(unsafe_code)]
 
+mod additional;
 mod archives;
+mod concurrent;
 mod cuts;
 mod errors;
 mod misoperation;
