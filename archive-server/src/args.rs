@@ -4,10 +4,10 @@
 use crate::archive::{Archive, Settings};
 use crate::service::Service;
 use crate::world::World;
-use anyhow::Context;
 use proto::v1::Role;
 use proto::v1::archive_server::ArchiveServer;
 use serde::{Deserialize, Serialize};
+use server_kit::config::required;
 use server_kit::error::RoleError;
 use server_kit::net::{Endpoint, Listener};
 use server_kit::operations::Operations;
@@ -82,9 +82,9 @@ impl ServeArgs {
 /// Settings that cannot be used, a base directory or an address that cannot be had.
 pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let args = server_kit::config::load(args.config.clone().as_deref(), args)?;
-    let base = args.base.clone().context("say where to keep the archive: --base DIR")?;
-    let listen = args.listen.clone().context("say where to listen: --listen ADDR")?;
-    let id = args.id.clone().context("say the name of this archive: --id ID")?;
+    let base = required(args.base.clone(), "base")?;
+    let listen = required(args.listen.clone(), "listen")?;
+    let id = required(args.id.clone(), "id")?;
     let listener = Listener::bind(&listen, args.insecure).await?;
     let server = Server { base, id, settings: args.settings()?, world: World::real() };
     server.run(listener, shutdown).await?;

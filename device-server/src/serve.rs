@@ -45,7 +45,7 @@ pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
 }
 
 fn check(args: &ServeArgs) -> anyhow::Result<()> {
-    ensure!(!args.volume.is_empty(), "no volume to serve: say --volume NAME=DATA,LOG");
+    server_kit::config::required(args.volume.first(), "volume")?;
     for (index, spec) in args.volume.iter().enumerate() {
         let twice = args.volume.iter().skip(index + 1).any(|other| other.name == spec.name);
         ensure!(!twice, "two volumes have the name {}", spec.name);

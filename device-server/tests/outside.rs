@@ -402,6 +402,6 @@ fn wrong_flags_are_usage_errors() {
         assert_eq!(output.status.code(), Some(2), "{args:?}");
     }
     let output = Command::new(env!("CARGO_BIN_EXE_walb-device")).args(["serve"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert!(BufReader::new(&output.stderr[..]).lines().count() > 0);
 }

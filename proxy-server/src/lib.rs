@@ -73,7 +73,9 @@ impl ServeArgs {
 /// Settings that cannot be used, a base directory that cannot be read, an address that is taken.
 pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let settings = config::load(args.config.as_deref(), args.settings)?;
-    let listen = Settings::required(settings.listen.clone(), "listen")?;
+    let listen = config::required(settings.listen.clone(), "listen")?;
+    config::required(settings.id.as_ref(), "id")?;
+    config::required(settings.base.as_ref(), "base")?;
     let listener = Listener::bind(&listen, settings.insecure).await?;
     serve_on(listener, &settings, World::real(), shutdown).await?;
     Ok(())

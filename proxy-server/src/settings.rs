@@ -9,9 +9,10 @@ use server_kit::volume_name::ServerId;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Flags of `walb-proxy serve`, and the keys of its configuration file.
+/// Flags of `walb-proxy serve`, and the keys of its configuration file, where they may be written
+/// with `_` too.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Settings {
     /// Directory of the volumes and their staged wdiffs.
     #[arg(long, value_name = "DIR")]
@@ -29,6 +30,7 @@ pub struct Settings {
     /// Write the log as JSON.
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(alias = "log_json")]
     pub log_json: bool,
     /// Start with all volumes stopped; those that were started are so again at the next start.
     #[arg(long)]
@@ -36,30 +38,38 @@ pub struct Settings {
     pub stopped: bool,
     /// Most bytes of wdiffs that are merged into one transfer [default: 128M].
     #[arg(long, value_name = "SIZE")]
+    #[serde(alias = "max_merge_size")]
     pub max_merge_size: Option<Size>,
     /// Most wdiffs that are merged into one transfer [default: 1000].
     #[arg(long, value_name = "N")]
+    #[serde(alias = "max_merge_files")]
     pub max_merge_files: Option<usize>,
     /// First wait after a failed transfer, doubled after each further one [default: 1s].
     #[arg(long, value_name = "TIME")]
+    #[serde(alias = "retry_min")]
     pub retry_min: Option<Span>,
     /// Longest wait after a failed transfer [default: 5m].
     #[arg(long, value_name = "TIME")]
+    #[serde(alias = "retry_max")]
     pub retry_max: Option<Span>,
     /// An archive that refuses is given up when the last wlog is older than this [default: 30m].
     #[arg(long, value_name = "TIME")]
+    #[serde(alias = "give_up_after")]
     pub give_up_after: Option<Span>,
     /// Most wlogs that are received at a time [default: 16].
     #[arg(long, value_name = "N")]
+    #[serde(alias = "max_receiving")]
     pub max_receiving: Option<usize>,
     /// Most transfers to archives at a time [default: 8].
     #[arg(long, value_name = "N")]
+    #[serde(alias = "max_sending")]
     pub max_sending: Option<usize>,
     /// Threads that compress for one transfer [default: all cores].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Space that is kept free on the file system of the base directory [default: 0].
     #[arg(long, value_name = "SIZE")]
+    #[serde(alias = "keep_free")]
     pub keep_free: Option<Size>,
 }
 
@@ -123,6 +133,22 @@ fn all_cores() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_the_name_of_its_flag_and_may_have_underscores() {
+        let load = |text: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("proxy.toml");
+            std::fs::write(&file, text).unwrap();
+            server_kit::config::load(Some(&file), Settings::default())
+        };
+        for text in ["max-merge-files = 3\nlog-json = true", "max_merge_files = 3\nlog_json = true"]
+        {
+            let settings = load(text).unwrap();
+            assert_eq!((settings.max_merge_files, settings.log_json), (Some(3), true));
+        }
+        assert!(load("max-merge-file = 3").is_err());
+    }
 
     #[test]
     fn zero_is_refused_where_it_would_mean_nothing_ever_happens() {

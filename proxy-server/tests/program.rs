@@ -103,19 +103,19 @@ fn mistakes_are_said_with_their_exit_code() {
     let place = Place::new();
     let (base, listen) = (place.base().display().to_string(), place.socket("p0").to_string());
     let (code, text) = ended(&["serve", "--base", &base, "--listen", &listen]);
-    assert_eq!(code, Some(1));
-    assert!(text.contains("--id is needed"), "{text}");
+    assert_eq!(code, Some(2));
+    assert!(text.contains("id is missing: give --id"), "{text}");
     let (code, text) = ended(&["serve", "--base", &base, "--id", "p0", "--listen", "0.0.0.0:0"]);
     assert_eq!(code, Some(1));
     assert!(text.contains("--insecure"), "{text}");
     let (code, _) = ended(&["serve", "--max-merge-size", "many"]);
     assert_eq!(code, Some(2));
     let (code, text) = ended(&["serve", "--config", "/nonexistent/walb.toml"]);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     assert!(text.contains("/nonexistent/walb.toml"), "{text}");
     let file = place.socket("x").to_string().replace("unix:", "");
     std::fs::write(&file, "bse = 'x'\n").unwrap();
     let (code, text) = ended(&["serve", "--config", &file]);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     assert!(text.contains("bse"), "{text}");
 }

@@ -23,6 +23,9 @@ pub enum ConfigError {
         /// Line and reason.
         source: Box<toml::de::Error>,
     },
+    /// The role cannot do without it.
+    #[error("{0} is missing: give --{0}, or put it in the configuration")]
+    Missing(&'static str),
     /// The flags cannot be expressed as a file; a mistake in the program.
     #[error("the flags cannot be merged with a configuration")]
     Flags(#[from] toml::ser::Error),
@@ -41,11 +44,19 @@ pub fn load<T: Serialize + DeserializeOwned>(
     let text = std::fs::read_to_string(file)
         .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
     let parse = |source| ConfigError::Parse { file: file.to_owned(), source: Box::new(source) };
-    // The file alone first, so that an error points into it.
-    toml::from_str::<T>(&text).map_err(parse)?;
-    let mut settings: toml::Table = toml::from_str(&text).map_err(parse)?;
+    // The file alone first, so that an error points into it; and back, so that a key has one name
+    // where the file may use an older one.
+    let mut settings = toml::Table::try_from(toml::from_str::<T>(&text).map_err(parse)?)?;
     settings.extend(toml::Table::try_from(flags)?);
     settings.try_into().map_err(parse)
+}
+
+/// A setting that the role cannot do without, by the name of its flag.
+///
+/// # Errors
+/// [`ConfigError::Missing`].
+pub fn required<T>(value: Option<T>, flag: &'static str) -> Result<T, ConfigError> {
+    value.ok_or(ConfigError::Missing(flag))
 }
 
 #[cfg(test)]
@@ -57,6 +68,7 @@ mod tests {
     #[serde(deny_unknown_fields, default)]
     struct Settings {
         id: Option<String>,
+        #[serde(alias = "pause")]
         delay: Option<u64>,
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         insecure: bool,
@@ -74,6 +86,8 @@ mod tests {
         let flags = Settings { delay: Some(5), ..Settings::default() };
         let merged = load_text("id = 'p0'\ndelay = 3\ninsecure = true\n", flags).unwrap();
         assert_eq!(merged, Settings { id: Some("p0".into()), delay: Some(5), insecure: true });
+        let flags = || Settings { delay: Some(5), ..Settings::default() };
+        assert_eq!(load_text("pause = 3\n", flags()).unwrap(), flags(), "an older name");
         let alone = Settings { id: Some("x".into()), ..Settings::default() };
         assert_eq!(load(None, alone).unwrap().id.as_deref(), Some("x"));
     }

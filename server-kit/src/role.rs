@@ -2,6 +2,7 @@
 //!
 //! A binary is `run_main(args.log_json, |shutdown| serve(args, shutdown))`, and a role's `serve`
 //! ends with [`RoleServer::run`]; `walb` runs several of them in one process.
+use crate::config::ConfigError;
 use crate::error::RoleError;
 use crate::host::HostService;
 use crate::net::{self, Listener};
@@ -14,6 +15,9 @@ use proto::v1::Role;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tonic::service::Routes;
+
+/// The exit code of a command line that cannot be used, as clap gives it.
+const USAGE: u8 = 2;
 
 /// What a role serves with.
 pub struct RoleServer {
@@ -53,7 +57,7 @@ impl RoleServer {
 }
 
 /// The `main` of a role: sets up logs, runtime and signals, runs `serve` and turns its result into
-/// an exit code (0 stopped as asked, 1 failed).
+/// an exit code (0 stopped as asked, 1 failed, 2 the command line or the configuration is wrong).
 pub fn run_main<F, Fut>(log_json: bool, serve: F) -> ExitCode
 where
     F: FnOnce(Shutdown) -> Fut,
@@ -80,7 +84,10 @@ where
             {
                 tracing::error!("what to do: {step}");
             }
-            ExitCode::FAILURE
+            match error.downcast_ref::<ConfigError>() {
+                Some(_) => ExitCode::from(USAGE),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use proto::v1::Role;
 use proto::v1::storage_server::StorageServer;
 use serde::{Deserialize, Serialize};
 use server_kit::blocking;
-use server_kit::config;
+use server_kit::config::{self, required};
 use server_kit::durable::{OpenDir, claim_base, real_dirs};
 use server_kit::net::{Connector, Endpoint, Listener, RealConnector};
 use server_kit::role::RoleServer;
@@ -81,10 +80,6 @@ pub struct ServeArgs {
     pub log_json: bool,
 }
 
-fn missing(key: &str) -> String {
-    format!("{key} is missing: give --{key} or put it in the file")
-}
-
 fn size(given: Option<Size>, key: &str, default: u64, min: u64) -> anyhow::Result<u64> {
     let size = given.map_or(default, |Size(bytes)| bytes);
     anyhow::ensure!(size >= min, "{key} is too small: at least {min} bytes are needed");
@@ -111,9 +106,9 @@ impl ServeArgs {
     /// # Errors
     /// Names the key that is missing.
     pub fn peers(&self) -> anyhow::Result<PeerNames> {
-        anyhow::ensure!(!self.proxy.is_empty(), missing("proxy"));
-        let archive = self.archive.clone().with_context(|| missing("archive"))?;
-        Ok(PeerNames::at(archive, self.proxy.clone()))
+        let proxies = Some(self.proxy.clone()).filter(|proxies| !proxies.is_empty());
+        let archive = required(self.archive.clone(), "archive")?;
+        Ok(PeerNames::at(archive, required(proxies, "proxy")?))
     }
 
     /// The settings, complete and checked.
@@ -123,7 +118,7 @@ impl ServeArgs {
     pub fn checked(&self) -> anyhow::Result<Config> {
         let second = Duration::from_secs(1);
         Ok(Config {
-            id: self.id.clone().with_context(|| missing("id"))?,
+            id: required(self.id.clone(), "id")?,
             max_wlog_send: size(self.max_wlog_send, "max-wlog-send", 128 << 20, MIN_WLOG_SEND)?,
             snapshot_interval: time(self.snapshot_interval, "snapshot-interval", second)?,
             retry_min: time(self.retry_min, "retry-min", second)?,
@@ -167,8 +162,8 @@ impl StorageRole {
     /// Settings, the address or the base directory cannot be used.
     pub async fn open(args: &ServeArgs, world: World, shutdown: Shutdown) -> anyhow::Result<Self> {
         let config = args.checked()?;
-        let base = args.base.clone().context("base is missing: give --base")?;
-        let listen = args.listen.clone().context("listen is missing: give --listen")?;
+        let base = required(args.base.clone(), "base")?;
+        let listen = required(args.listen.clone(), "listen")?;
         let listener = Listener::bind(&listen, args.insecure).await?;
         let World { connector, devices, open_dir } = world;
         let id = config.id.clone();

@@ -88,7 +88,7 @@ fn what_is_missing_or_wrong_is_named() {
             command.arg(format!("--{key}")).arg(value);
         }
         let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(2), "usage");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(text.contains(&format!("--{left_out}")), "{text}");
     }
