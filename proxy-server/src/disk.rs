@@ -2,7 +2,7 @@
 //!
 //! | item | content |
 //! |---|---|
-//! | `state` | whether it was started, and the largest device size seen |
+//! | `state` | whether it was started, the largest device size seen, the identity of the directory |
 //! | `ARCHIVE.archive` | archive-info; an archive is on the list while its record is there |
 //! | `received/` | half-made wdiffs only |
 //! | `sendto/ARCHIVE/` | links to the wdiffs that this archive has not acknowledged |
@@ -34,6 +34,23 @@ pub(crate) struct VolumeState {
     pub(crate) started: bool,
     /// Size of the device; only grows.
     pub(crate) size_lb: u64,
+    /// Identity of this directory, 32 hexadecimal digits: another one means that what was staged
+    /// is gone. Empty in directories of older versions, until they are opened.
+    #[serde(default)]
+    pub(crate) store: String,
+}
+
+impl VolumeState {
+    /// A new one, of a directory that is being made.
+    fn new() -> Self {
+        Self { store: LogUuid::random().to_string(), ..Self::default() }
+    }
+
+    /// The identity of the directory.
+    pub(crate) fn store_uuid(&self) -> Option<LogUuid> {
+        let value = u128::from_str_radix(&self.store, 16).ok()?;
+        (self.store.len() == 32).then_some(LogUuid(value.to_be_bytes()))
+    }
 }
 
 /// A wdiff that waits: its metadata, and the log that it came from.
@@ -57,14 +74,15 @@ impl VolumeDir {
         base: &dyn DurableDir,
         volume: &VolumeName,
         archive: &Archive,
-    ) -> Result<Self, RoleError> {
+    ) -> Result<(Self, VolumeState), RoleError> {
         let half_made = format!("{volume}{TMP_SUFFIX}");
         base.remove_tmp_dirs()?;
         let dir = Self::layout(base, &half_made)?;
         dir.add_archive(archive)?;
-        dir.store(&VolumeState::default())?;
+        let state = VolumeState::new();
+        dir.store(&state)?;
         base.commit_dir(&half_made, volume.as_str())?;
-        Self::layout(base, volume.as_str())
+        Ok((Self::layout(base, volume.as_str())?, state))
     }
 
     /// The volume that is there.
@@ -73,7 +91,7 @@ impl VolumeDir {
         volume: &VolumeName,
     ) -> Result<(Self, VolumeState), RoleError> {
         let dir = Self::layout(base, volume.as_str())?;
-        let Some(state) = dir.state.load()? else {
+        let Some(mut state) = dir.state.load()? else {
             let file = dir.state.path().display().to_string();
             return Err(RoleError::damaged(format!("volume {volume}: {file} is missing"))
                 .with_file(file)
@@ -82,6 +100,10 @@ impl VolumeDir {
         dir.received.remove_tmp_files()?;
         dir.root.remove_tmp_files()?;
         dir.settle_deletions()?;
+        if state.store_uuid().is_none() {
+            state.store = VolumeState::new().store;
+            dir.store(&state)?;
+        }
         Ok((dir, state))
     }
 

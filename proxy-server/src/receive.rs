@@ -127,7 +127,7 @@ where
     // On its own, so that it is finished even when nobody waits for the answer any more.
     let staging = tokio::spawn(async move {
         let reply =
-            WlogTransferReply { wdiff_bytes: converted.bytes, ..WlogTransferReply::default() };
+            WlogTransferReply { wdiff_bytes: converted.bytes, store_uuid: volume.store_uuid() };
         let staged = Staged { diff, uuid: announced.spec.uuid };
         tracing::debug!(volume = %volume.name, %diff, bytes = converted.bytes, "received");
         blocking::run(move || volume.stage(converted.tmp, staged, &name, announced.size_lb))

@@ -13,7 +13,9 @@ use proto::convert::uuid_bytes;
 use proto::v1::archive_client::ArchiveClient;
 use proto::v1::host_client::HostClient;
 use proto::v1::wdiff_transfer_request::Step;
-use proto::v1::{Empty, WdiffSender, WdiffStart, WdiffTransferReply, WdiffTransferRequest};
+use proto::v1::{
+    Empty, WdiffResult, WdiffSender, WdiffStart, WdiffTransferReply, WdiffTransferRequest,
+};
 use server_kit::blocking;
 use server_kit::chunks::IN_FLIGHT;
 use server_kit::error::{Reason, RoleError};
@@ -217,7 +219,12 @@ impl Sender {
         let (volume, archive) = (&self.volume.name, &self.queue.name);
         let text = answer.text(archive.as_str());
         if self.queue.note_failure(text.clone(), answer.kind(), mark) {
-            tracing::warn!(%volume, %archive, "cannot send: {text}");
+            if matches!(answer, Answer::Result(WdiffResult::Syncing, _)) {
+                // As it should be during a full or hash backup.
+                tracing::info!(%volume, %archive, "{text}: waiting for that to end");
+            } else {
+                tracing::warn!(%volume, %archive, "cannot send: {text}");
+            }
         }
     }
 }

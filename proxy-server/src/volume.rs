@@ -18,7 +18,9 @@ use crate::disk::{Staged, VolumeDir, VolumeState};
 use crate::env::Env;
 use crate::queue::{Mark, Queue};
 use crate::sender::Sender;
+use bytes::Bytes;
 use parking_lot::Mutex;
+use proto::convert::uuid_bytes;
 use proto::v1::{ProxyVolume, StopMode};
 use server_kit::blocking;
 use server_kit::clock::unix_seconds;
@@ -78,9 +80,10 @@ impl Volume {
         archive: Archive,
         env: &Arc<Env>,
     ) -> Result<Arc<Self>, RoleError> {
-        let dir = VolumeDir::create(base, name, &archive)?;
+        let (dir, stored) = VolumeDir::create(base, name, &archive)?;
         let queue_dir = dir.queue_dir(&archive.name)?;
-        let volume = Self::assemble(name, Some(dir), State::Stopped, Facts::default(), env);
+        let facts = Facts { stored, ..Facts::default() };
+        let volume = Self::assemble(name, Some(dir), State::Stopped, facts, env);
         volume.add_queue(Queue::new(archive, queue_dir, &env.limits));
         Ok(volume)
     }
@@ -155,6 +158,11 @@ impl Volume {
 
     pub(crate) fn queues(&self) -> Vec<Arc<Queue>> {
         self.queues.lock().values().cloned().collect()
+    }
+
+    /// The identity of its directory, as messages have it.
+    pub(crate) fn store_uuid(&self) -> Bytes {
+        self.facts.lock().stored.store_uuid().map(uuid_bytes).unwrap_or_default()
     }
 
     pub(crate) fn size_lb(&self) -> u64 {
@@ -412,6 +420,7 @@ impl Volume {
             last_received_s: facts.received.map_or(0, |(_, s)| s),
             queues: queues.iter().map(|queue| queue.status()).collect(),
             error,
+            store_uuid: facts.stored.store_uuid().map(uuid_bytes).unwrap_or_default(),
             ..ProxyVolume::default()
         }
     }

@@ -14,6 +14,7 @@ use common::log::Device;
 use common::{Place, Proxy, names, started, until};
 use proto::v1::{Empty, StopMode, VolumeRef};
 use proxy_server::{World, serve_on};
+use server_kit::durable::{RealDir, StateFile};
 use server_kit::error::Reason;
 use server_kit::net::Listener;
 use server_kit::shutdown::Shutdown;
@@ -72,6 +73,48 @@ async fn a_manual_stop_survives_a_restart_and_so_does_a_start() {
     proxy.kill().await;
     let proxy = Proxy::start(&place).await;
     assert_eq!(proxy.state().await, "Started");
+    proxy.kill().await;
+}
+
+/// The state file before it had the identity.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Older {
+    started: bool,
+    size_lb: u64,
+}
+
+#[tokio::test]
+async fn the_identity_of_a_volumes_directory_lasts_as_long_as_the_directory() {
+    let place = Place::new();
+    let mut proxy = Proxy::start(&place).await;
+    started(&place, &proxy).await;
+    let first = proxy.volume().await.store_uuid;
+    assert_eq!(first.len(), 16);
+    proxy.kill().await;
+    proxy = Proxy::start(&place).await;
+    assert_eq!(proxy.volume().await.store_uuid, first);
+    let mut device = Device::new();
+    let ios = device.random_ios(1, 8);
+    let messages = device.write(&ios).messages();
+    let stream = tokio_stream::iter(messages);
+    let reply = proxy.client.clone().wlog_transfer(stream).await.unwrap().into_inner();
+    assert_eq!(reply.store_uuid, first);
+    proxy.kill().await;
+    // A directory of a version that had no identity gets one, once.
+    let dir = std::sync::Arc::new(RealDir::open(place.volume_dir()).unwrap());
+    StateFile::new(dir, "state").store(&Older { started: true, size_lb: 8 }).unwrap();
+    proxy = Proxy::start(&place).await;
+    let second = proxy.volume().await.store_uuid;
+    assert!(second.len() == 16 && second != first);
+    proxy.kill().await;
+    proxy = Proxy::start(&place).await;
+    assert_eq!(proxy.volume().await.store_uuid, second);
+    // What is cleared and made again is another one.
+    proxy.stop_volume(StopMode::Graceful).await.unwrap();
+    proxy.client.clone().clear(VolumeRef { volume: common::VOLUME.into() }).await.unwrap();
+    started(&place, &proxy).await;
+    let third = proxy.volume().await.store_uuid;
+    assert!(third.len() == 16 && third != second);
     proxy.kill().await;
 }
 
@@ -269,7 +312,7 @@ async fn a_damaged_state_file_is_named_and_other_volumes_go_on() {
         assert_eq!(place.staged("a0").len(), 1, "nothing is deleted");
         piece.start.volume = "v1".into();
         proxy.send(piece.messages()).await.unwrap();
-        let clear = VolumeRef { volume: "v0".into() };
+        let clear = VolumeRef { volume: common::VOLUME.into() };
         proxy.client.clone().clear(clear).await.unwrap();
         assert_eq!(place.volumes(), ["v1"]);
         proxy.kill().await;
