@@ -54,7 +54,8 @@ pub fn sha256(path: &Path) -> Result<String> {
 /// past the fault proxies), and reads them as the controller does.
 fn controllers(layout: &Layout, dir: &Path, group: &[String]) -> Result<(Controller, Controller)> {
     let public = group.iter().map(|name| (&**name, layout::public_address(layout, dir, name)));
-    std::fs::write(dir.join("walb.toml"), layout::group_file(public))?;
+    let file = layout::group_file(public) + &layout::legs_of(layout, dir, group);
+    std::fs::write(dir.join("walb.toml"), file)?;
     let others = layout.processes();
     let others = others.iter().filter(|name| role_of(name) != "device" && !group.contains(name));
     let everyone = group.iter().chain(others);
@@ -185,6 +186,18 @@ impl Cluster {
     pub fn restart(&mut self, name: &str) -> Result<()> {
         self.shutdown(name)?;
         self.startup(name)
+    }
+
+    /// Starts a role anew with other further flags than the layout's; returns when all answer.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn set_flags(&mut self, name: &str, flags: &[&str]) -> Result<()> {
+        self.kill(name)?;
+        let mut args = layout::arguments(&self.layout, self.dir.path(), &self.group, name);
+        args.extend(flags.iter().map(|&flag| flag.to_owned()));
+        self.role(name)?.set_args(args);
+        self.start_all()
     }
 
     /// Removes all data of a role that is down: its disk has died.

@@ -162,6 +162,22 @@ pub fn group_file<'a>(servers: impl Iterator<Item = (&'a str, String)>) -> Strin
     servers.map(entry).collect()
 }
 
+/// The part of a group file that says where volumes belong.
+#[must_use]
+pub fn legs_of(layout: &Layout, dir: &Path, group: &[String]) -> String {
+    let storages: Vec<_> = group.iter().filter(|name| role_of(name) == "storage").collect();
+    let entry = |volume: &String| {
+        let leg = |storage: &&String| {
+            let device = storage.replacen('s', "d", 1);
+            let control = dir.join(format!("{device}.control.sock"));
+            format!("{storage} = \"{}#{volume}\"", control.display())
+        };
+        let legs: Vec<_> = storages.iter().map(leg).collect();
+        format!("[[volume]]\nname = {volume:?}\nlegs = {{ {} }}\n", legs.join(", "))
+    };
+    layout.volumes.iter().map(entry).collect()
+}
+
 /// The data device of a volume at a leg.
 #[must_use]
 pub fn data_path(dir: &Path, leg: usize, volume: &str) -> PathBuf {

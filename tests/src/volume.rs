@@ -143,7 +143,7 @@ impl Volume<'_> {
     /// qemu-io fails.
     pub fn fill(&self, leg: usize, at: u64, bytes: u64) -> Result<()> {
         let mut data = vec![0; usize::try_from(bytes)?];
-        rand::rng().fill(&mut *data);
+        rand::rng().fill(&mut data[..]);
         let source = tempfile::NamedTempFile::new_in(self.cluster.path(""))?;
         std::fs::write(source.path(), data)?;
         let write = format!("write -s {} {at} {bytes}", source.path().display());

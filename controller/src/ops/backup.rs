@@ -129,7 +129,7 @@ pub async fn full_backup(
     let gid = match prepare::earlier(ctl, storage, volume, Kind::Full, primary).await? {
         Earlier::Ended(gid) => gid,
         Earlier::Runs(operation) => {
-            let ended = run::follow(ctl, server, operation, watch).await?;
+            let ended = run::follow(ctl, server, *operation, watch).await?;
             ended.gid.unwrap_or_default()
         }
         Earlier::None => {

@@ -39,7 +39,7 @@ pub async fn hash_backup(
         Earlier::Ended(gid) => Some(gid),
         Earlier::Runs(operation) => {
             let (server, _) = ctl.storage(storage)?;
-            run::follow(ctl, server, operation, watch).await?.gid
+            run::follow(ctl, server, *operation, watch).await?.gid
         }
         Earlier::None => {
             let step = check(ctl, storage, volume, primary).await?;

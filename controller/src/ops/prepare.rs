@@ -46,7 +46,7 @@ pub(crate) enum LegStep {
 /// An earlier attempt of whoever asks now.
 pub(crate) enum Earlier {
     /// It still runs.
-    Runs(v1::Operation),
+    Runs(Box<v1::Operation>),
     /// It has ended well, and its snapshot is not restorable yet.
     Ended(u64),
     /// There is none to go on with.
@@ -65,7 +65,7 @@ pub(crate) async fn earlier(
     let mut operations = lost::operations_of(ctl, server, kind.verb(), volume).await?;
     let Some(newest) = operations.pop() else { return Ok(Earlier::None) };
     match (newest.status(), newest.gid) {
-        (v1::OperationStatus::Running, _) => Ok(Earlier::Runs(newest)),
+        (v1::OperationStatus::Running, _) => Ok(Earlier::Runs(Box::new(newest))),
         (v1::OperationStatus::Done, Some(gid)) => {
             let is_target = setup::state(ctl, storage, volume).await? == "Target";
             let arrived = newest_restorable(ctl, &primary.name, volume).await? >= Some(gid);

@@ -24,6 +24,9 @@ const SUPERSEDES: &[(Row, &[Row])] = &[
     (Row::F9a, &[Row::F9b, Row::G12]),
     (Row::F2, &[Row::F9a]),
     (Row::N6, &[Row::N2, Row::F5]),
+    (Row::F10x1, &[Row::N4]),
+    (Row::G5, &[Row::N4]),
+    (Row::G7, &[Row::N4]),
 ];
 
 /// Every failure that the look shows, servers first, then volume by volume.
