@@ -7,6 +7,7 @@
 use crate::jobs::Job;
 use crate::load;
 use crate::record::{Kept, Record, STATE_FILE};
+use crate::sessions::Sessions;
 use crate::state::State;
 use crate::volume::{Catalogue, Volume};
 use crate::world::World;
@@ -30,6 +31,17 @@ use wdiff_format::compression::{Compression, CompressionKind};
 const WRITERS_MAX: usize = 4;
 /// Wdiffs that are received at a time; each has a thread.
 const RECEIVERS_MAX: usize = 32;
+
+/// States that come to `Archived` by themselves, so that a stop can wait for that.
+const STOPPABLE: [State; 7] = [
+    State::Archived,
+    State::WdiffRecv,
+    State::FullSync,
+    State::HashSync,
+    State::ReplSync,
+    State::Resync,
+    State::Start,
+];
 
 /// What can be set.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +78,7 @@ pub(crate) struct Archive {
     pub(crate) operations: Operations,
     pub(crate) world: World,
     pub(crate) sessions: crate::full_sync::Sessions,
+    pub(crate) hash_sessions: Sessions<crate::hash_sync::Prepared>,
     /// Cancelled when the server is asked to end: nothing is tried again then.
     pub(crate) ending: CancellationToken,
     /// Turns of applies and restores. Taken before an image gate, never after it.
@@ -108,6 +121,7 @@ impl Archive {
             operations,
             world,
             sessions: crate::full_sync::Sessions::default(),
+            hash_sessions: Sessions::default(),
             ending,
             writers: Arc::new(Semaphore::new(WRITERS_MAX)),
             receivers: Semaphore::new(RECEIVERS_MAX),
@@ -209,8 +223,7 @@ impl Archive {
             }
         };
         let volume = self.volume(name)?;
-        let all = [State::Archived, State::WdiffRecv, State::FullSync, State::Start];
-        volume.require(&all, "stop")?;
+        volume.require(&STOPPABLE, "stop")?;
         let stop = volume.cell.begin_stop(flag).map_err(|_| {
             let message = format!("cannot stop volume {name}: it is being stopped already");
             RoleError::stopping(message).with_volume(name)
@@ -219,6 +232,7 @@ impl Archive {
             volume.jobs.cancel();
         }
         self.sessions.drop_session(&volume.name);
+        self.hash_sessions.drop_session(&volume.name);
         volume.jobs.idle().await;
         volume.cell.wait_until(|view| !view.changing).await;
         let change = stop.begin(&[State::Archived], State::Stop);

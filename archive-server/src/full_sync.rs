@@ -9,7 +9,7 @@
 use crate::archive::{Archive, parse_name, refused};
 use crate::image::{self, ImageWriter};
 use crate::jobs::{FULL_SYNC, Job};
-use crate::record::{Kept, Progress};
+use crate::record::{Progress, Whole};
 use crate::state::State;
 use crate::volume::{IMAGE_FILE, Volume};
 use futures::{Stream, StreamExt};
@@ -266,19 +266,7 @@ fn finish(
     started_s: u64,
 ) -> Result<(), RoleError> {
     let base = BaseState::at(at, started_s);
-    volume.store(|record| {
-        record.state = Kept::Archived;
-        record.size_lb = size.0;
-        record.log_uuid = log_uuid;
-        record.archive_uuid = archive_uuid;
-        record.set_base(&base);
-    })?;
-    volume.with(|c| c.latest = (at, started_s));
-    // Should it stay: the next start removes it.
-    if let Err(error) = volume.progress.remove() {
-        tracing::warn!(volume = %volume.name, %error, "the progress of a full backup is left");
-    }
-    Ok(())
+    volume.become_archived(&Whole { size, log_uuid, archive_uuid, base })
 }
 
 impl Filling<'_> {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use server_kit::blocking;
 use server_kit::durable::DurableDir;
 use server_kit::error::RoleError;
 use std::io;
@@ -19,11 +20,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use wdiff_format::codec::Codec;
-use wdiff_format::compression::Compression;
 use wdiff_format::merge::Merger;
 use wdiff_format::open::{Records, WdiffReader};
-use wdiff_format::record::RecordKind;
+use wdiff_format::redo::{Content, DecodedRecord, decode};
 use wdiff_format::split::MaxIo;
 use wlog_format::units::Lb;
 
@@ -31,8 +30,8 @@ use wlog_format::units::Lb;
 const DEPTH: usize = 32;
 /// Largest request.
 const REQUEST_BYTES: usize = 1 << 20;
-/// Records that wait between the merge and the image.
-const WAITING: usize = 16;
+/// Records that wait between the merge and whoever takes them.
+pub(crate) const WAITING: usize = 16;
 
 /// The seam through which images are opened; a test hands in devices that fail or hang.
 pub trait Images: Send + Sync + 'static {
@@ -154,14 +153,6 @@ impl ImageWriter {
     }
 }
 
-/// One step of a merge for the image.
-struct Step {
-    address: Lb,
-    blocks: u32,
-    /// `None`: zeros.
-    data: Option<Bytes>,
-}
-
 /// Opens wdiff files of a volume's directory, oldest first. Blocks.
 pub(crate) fn open_wdiffs(
     volume: &str,
@@ -189,17 +180,18 @@ pub(crate) async fn write_merged(
     let size = device.size_bytes();
     let merge = {
         let (volume, token) = (volume.to_owned(), token.clone());
-        move || merge_into(&volume, wdiffs, Lb::from_bytes(size), &token, &sender)
+        let size = Lb::from_bytes(size);
+        move || merge_into(&volume, wdiffs, size, MaxIo::NONE, &token, &sender)
     };
     let merge = tokio::spawn(server_kit::blocking::run(merge));
     let mut writer = ImageWriter::new(device, volume);
     let mut behind = 0;
     let written = async {
-        while let Some(Step { address, blocks, data }) = steps.recv().await {
+        while let Some(DecodedRecord { address, blocks, content }) = steps.recv().await {
             let (offset, len) = (address.bytes(), Lb(blocks.into()).bytes());
-            match data {
-                Some(data) => writer.write(offset, data).await?,
-                None => writer.zero(offset, len).await?,
+            match content {
+                Content::Data(data) => writer.write(offset, data).await?,
+                Content::AllZero | Content::Discard => writer.zero(offset, len).await?,
             }
             advance(offset + len - behind);
             behind = offset + len;
@@ -220,18 +212,20 @@ pub(crate) async fn write_merged(
     result
 }
 
-/// The blocking half of [`write_merged`].
-fn merge_into(
+/// Hands the records of merged diffs, decompressed by all cores, to `sender`, in order. Ends early
+/// when nobody takes them. Blocks.
+pub(crate) fn merge_into(
     volume: &str,
     wdiffs: Vec<WdiffReader>,
     size: Lb,
+    max_io: MaxIo,
     token: &CancellationToken,
-    sender: &mpsc::Sender<Step>,
+    sender: &mpsc::Sender<DecodedRecord>,
 ) -> Result<(), RoleError> {
     let failed = |e| faults::wdiff(volume, e);
     let inputs: Vec<Records> = wdiffs.into_iter().map(|w| Box::new(w) as Records).collect();
-    let mut codec = Codec::new(Compression::default());
-    for record in Merger::new(inputs, MaxIo::NONE).map_err(failed)? {
+    let merged = Merger::new(inputs, max_io).map_err(failed)?;
+    for record in decode(merged, blocking::parallelism()) {
         check(token)?;
         let record = record.map_err(failed)?;
         if record.end() > size {
@@ -242,12 +236,7 @@ fn merge_into(
                 image_blocks,
             }));
         }
-        let data = match record.kind() {
-            RecordKind::Normal => record.raw(&mut codec).map_err(failed)?,
-            RecordKind::AllZero | RecordKind::Discard => None,
-        };
-        let step = Step { address: record.address, blocks: record.blocks, data };
-        if sender.blocking_send(step).is_err() {
+        if sender.blocking_send(record).is_err() {
             return Ok(());
         }
     }

@@ -13,6 +13,10 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const APPLY: &str = "apply";
 pub(crate) const RESTORE: &str = "restore";
 pub(crate) const FULL_SYNC: &str = "full-sync";
+pub(crate) const HASH_SYNC: &str = "hash-sync";
+pub(crate) const REPLICATE: &str = "replicate";
+pub(crate) const RESIZE: &str = "resize";
+pub(crate) const READ: &str = "read-snapshot";
 pub(crate) const RECEIVE: &str = "wdiff-receive";
 pub(crate) const MERGE: &str = "merge";
 /// Snapshots become explicit, or are given up.

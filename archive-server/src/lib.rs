@@ -26,6 +26,8 @@ mod archive;
 mod args;
 mod faults;
 mod full_sync;
+mod hash_sink;
+mod hash_sync;
 mod history;
 mod image;
 mod jobs;
@@ -36,7 +38,9 @@ mod receive;
 mod record;
 mod restore;
 mod service;
+mod sessions;
 mod state;
+mod view;
 mod volume;
 mod world;
 

@@ -4,7 +4,7 @@
 //! files are called; a wdiff is deleted only when its content is surely elsewhere; no failure of
 //! one volume reaches another.
 
-use crate::record::{ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE};
+use crate::record::{Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE};
 use crate::state::State;
 use crate::volume::{Catalogue, IMAGE_FILE, RESTORED_DIR, Volume};
 use server_kit::blocking;
@@ -83,7 +83,15 @@ fn load(dir: &Arc<dyn DurableDir>, name: &VolumeName) -> Result<(State, Catalogu
     let file = StateFile::<Record>::new(dir.clone(), STATE_FILE);
     let lost =
         || RoleError::damaged(format!("{} is missing", file.path().display())).with_volume(name);
-    let record = file.load()?.ok_or_else(lost)?;
+    let mut record = file.load()?.ok_or_else(lost)?;
+    if let Some(Coming { file: name, log_uuid }) = record.coming.take() {
+        // Killed while a diff of another log was kept: its file says whether that was done. Written
+        // down before the file can go.
+        if dir.look_at(&name)?.is_some() {
+            record.log_uuid = log_uuid;
+        }
+        file.store(&record)?;
+    }
     let state = State::from(record.state);
     let at = record.base().map_err(|e| {
         let file = file.path().display().to_string();

@@ -16,11 +16,11 @@ use proto::v1::{
     Snapshot as SnapshotMessage, WdiffEnd, WdiffResult, WdiffSender, WdiffStart,
     WdiffTransferReply, WdiffTransferRequest,
 };
+use server_kit::blocking;
 use server_kit::chunks::{ChunkFeeder, ChunkReceiver, bridge};
 use server_kit::durable::TmpFile;
 use server_kit::error::{Reason, RoleError, is_no_space};
 use server_kit::state_machine::Transition;
-use server_kit::{blocking, clock};
 use std::io::{self, BufWriter, Read, Write};
 use std::sync::Arc;
 use wdiff_format::gid::{Diff, Relation};
@@ -161,7 +161,9 @@ fn refused_by_state(volume: &Volume) -> Option<Option<WdiffResult>> {
     match view.state {
         State::Broken => Some(None),
         State::Clear | State::ClearVol => Some(Some(WdiffResult::ArchiveNotFound)),
-        State::FullSync => Some(Some(WdiffResult::Syncing)),
+        State::FullSync | State::HashSync | State::ReplSync | State::Resync => {
+            Some(Some(WdiffResult::Syncing))
+        }
         State::WdiffRecv => Some(Some(WdiffResult::Busy)),
         // The sender tries again later.
         State::SyncReady | State::Stopped | State::Stop | State::Start | State::ResetVol => {
@@ -175,7 +177,7 @@ fn refused_by_state(volume: &Volume) -> Option<Option<WdiffResult>> {
 }
 
 /// I10: refused before the disk is full, so that what is here stays usable.
-fn check_space(archive: &Archive, volume: &Volume, size: u64) -> Result<(), RoleError> {
+pub(crate) fn check_space(archive: &Archive, volume: &Volume, size: u64) -> Result<(), RoleError> {
     let free = volume.dir.free_bytes()?;
     let needed = archive.settings.reserve_bytes.saturating_add(size);
     if free >= needed {
@@ -279,38 +281,39 @@ fn keep(
     open: Open,
 ) -> Result<(), RoleError> {
     let name = volume.diff_name(&announced.diff)?;
-    let path = volume.dir.path().join(&name);
     let mut tmp = volume.dir.create_tmp()?;
-    let bytes = write_checked(volume, announced, input, &mut tmp, &name)?;
+    let Announced { sender, log_uuid, .. } = announced;
+    let origin = Origin { sender, log_uuid: *log_uuid, name: &name };
+    let bytes = write_checked(volume, &origin, input, &mut tmp)?;
     crate::jobs::check(&open.job.token)?;
-    let replaced = volume.with(|c| c.diffs.get(&announced.diff).copied());
-    if announced.log_uuid != volume.with(|c| c.record.log_uuid) {
-        // Of another archive that has moved on to a new log: what is left of the old one is not
-        // wanted any more. (The original forgets this, §9.2 #11.)
-        volume.store(|record| record.log_uuid = announced.log_uuid)?;
-    }
-    volume.dir.commit(tmp, &name).map_err(|e| RoleError::from(e).with_volume(&volume.name))?;
     let mut diff = announced.diff;
     diff.size = bytes;
-    volume.add_diff(diff, clock::unix_seconds());
+    // Of another archive that has moved on to a new log: what is left of the old one is not wanted
+    // any more. (The original forgets this, §9.2 #11.)
+    let needless = volume.commit_diff(tmp, diff, announced.log_uuid)?;
     open.change.commit(State::Archived);
     drop(open.job);
-    tracing::debug!(file = %path.display(), bytes, sender = announced.sender, "stored");
-    // The same gids under another name (§9.2 #15): one of the two files is enough.
-    let old = replaced.map(|d| volume.diff_name(&d)).transpose()?.filter(|old| *old != name);
-    volume.leases.delete(old.into_iter().collect())
+    tracing::debug!(volume = %volume.name, file = name, bytes, sender, "stored");
+    volume.leases.delete(needless)
 }
 
-fn write_checked(
+/// Where a wdiff comes from, and what it is called.
+pub(crate) struct Origin<'a> {
+    pub(crate) sender: &'a str,
+    pub(crate) log_uuid: LogUuid,
+    pub(crate) name: &'a str,
+}
+
+/// Writes what arrives, and checks it as a whole; its bytes. Blocks.
+pub(crate) fn write_checked(
     volume: &Volume,
-    announced: &Announced,
+    origin: &Origin<'_>,
     input: ChunkReceiver,
     tmp: &mut TmpFile,
-    name: &str,
 ) -> Result<u64, RoleError> {
     let output = BufWriter::with_capacity(BUFFER_BYTES, tmp);
     let mut tee = Tee { input, output, bytes: 0, failed: None };
-    let checked = check(volume, announced, &mut tee, name);
+    let checked = check(volume, origin, &mut tee);
     // What could not be written reached the reader as an input that broke.
     let failed = tee.failed.take();
     let flushed = if failed.is_none() && checked.is_ok() { tee.output.flush() } else { Ok(()) };
@@ -328,19 +331,14 @@ fn write_checked(
     Ok(tee.bytes)
 }
 
-fn check(
-    volume: &Volume,
-    announced: &Announced,
-    tee: &mut Tee<'_>,
-    name: &str,
-) -> Result<(), RoleError> {
+fn check(volume: &Volume, origin: &Origin<'_>, tee: &mut Tee<'_>) -> Result<(), RoleError> {
     let failed = |e| faults::wdiff(volume.name.as_str(), e);
-    let from = format!("{name} as sent by {}", announced.sender);
+    let from = format!("{} as sent by {}", origin.name, origin.sender);
     let reader = SortedReader::new(&mut *tee, from.as_str()).map_err(failed)?;
     let uuid = reader.header().uuid;
     // Zeros: made of several logs, or by a file tool.
-    if uuid != announced.log_uuid && uuid != LogUuid::ZERO {
-        let message = format!("{from}: its log is {uuid}, announced was {}", announced.log_uuid);
+    if uuid != origin.log_uuid && uuid != LogUuid::ZERO {
+        let message = format!("{from}: its log is {uuid}, announced was {}", origin.log_uuid);
         return Err(RoleError::wrong_peer(message).with_volume(&volume.name));
     }
     let image_blocks = volume.size().0;

@@ -8,7 +8,7 @@ use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use wdiff_format::gid::{BaseState, Gid, GidError, Snapshot};
-use wlog_format::units::LogUuid;
+use wlog_format::units::{Lb, LogUuid};
 
 /// Name of the state file in a volume's directory.
 pub(crate) const STATE_FILE: &str = "state";
@@ -94,13 +94,40 @@ pub(crate) struct Record {
     #[serde(with = "hex")]
     pub(crate) archive_uuid: LogUuid,
     base: Option<KeptBase>,
+    /// A diff of another log than that of `log_uuid` is being kept: as soon as its file is there,
+    /// its log is the log of the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) coming: Option<Coming>,
+}
+
+/// A diff that brings its log along.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Coming {
+    pub(crate) file: String,
+    #[serde(with = "hex")]
+    pub(crate) log_uuid: LogUuid,
+}
+
+/// A base image that has arrived as a whole.
+pub(crate) struct Whole {
+    pub(crate) size: Lb,
+    pub(crate) log_uuid: LogUuid,
+    pub(crate) archive_uuid: LogUuid,
+    pub(crate) base: BaseState,
 }
 
 impl Record {
     /// A volume that waits for its first full backup.
     pub(crate) const fn new() -> Self {
         let (log_uuid, archive_uuid) = (LogUuid::ZERO, LogUuid::ZERO);
-        Self { state: Kept::SyncReady, size_lb: 0, log_uuid, archive_uuid, base: None }
+        Self {
+            state: Kept::SyncReady,
+            size_lb: 0,
+            log_uuid,
+            archive_uuid,
+            base: None,
+            coming: None,
+        }
     }
 
     /// State of the base image; an unused one before the first full backup.
@@ -147,6 +174,8 @@ mod tests {
         let at = BaseState::applying(Snapshot::new(Gid(0), Gid(4)).unwrap(), to, 5).unwrap();
         record.set_base(&at);
         record.log_uuid = LogUuid([0xab; 16]);
+        let coming = Coming { file: "x.wdiff".into(), log_uuid: LogUuid([1; 16]) };
+        record.coming = Some(coming);
         (record.state, record.size_lb) = (Kept::Archived, 32_768);
         let dir = tempfile::tempdir().unwrap();
         let dir = std::sync::Arc::new(server_kit::durable::RealDir::open(dir.path()).unwrap());

@@ -7,18 +7,20 @@ use crate::archive::Archive;
 use crate::jobs::RESTORE;
 use crate::state::State;
 use crate::volume::Volume;
-use crate::{apply, full_sync, history, merge, receive, restore};
+use crate::{apply, full_sync, hash_sync, history, merge, receive, restore};
 use proto::v1::archive_server::Archive as ArchiveRpc;
 use proto::v1::{
     ArchiveVolume, ArchiveVolumeList, DiffEntry, DiffList, Empty, FullSyncReply, FullSyncRequest,
-    GcReply, MergeRequest, Operation, PrepareFullSyncReply, PrepareFullSyncRequest,
-    ResetArchiveRequest, Restorable, RestorableList, RestorableRequest, RestoreReply,
-    RestoreRequest, RestoredList, SetExplicitReply, SetExplicitRequest, SnapshotRef, StopRequest,
-    VolumeRef, WdiffTransferReply, WdiffTransferRequest,
+    GcReply, HashSyncReply, HashSyncRequest, MergeRequest, Operation, PrepareFullSyncReply,
+    PrepareFullSyncRequest, PrepareHashSyncReply, PrepareHashSyncRequest, ResetArchiveRequest,
+    Restorable, RestorableList, RestorableRequest, RestoreReply, RestoreRequest, RestoredList,
+    SetExplicitReply, SetExplicitRequest, SnapshotRef, StopRequest, VolumeRef, WdiffTransferReply,
+    WdiffTransferRequest,
 };
 use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
 use std::sync::Arc;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 use wdiff_format::gid::Gid;
 
@@ -79,7 +81,14 @@ fn restorable(volume: &Volume, all: bool) -> RestorableList {
 }
 
 /// States that have a base image.
-const WITH_IMAGE: [State; 4] = [State::Archived, State::WdiffRecv, State::Stopped, State::Stop];
+const WITH_IMAGE: [State; 6] = [
+    State::Archived,
+    State::WdiffRecv,
+    State::HashSync,
+    State::ReplSync,
+    State::Stopped,
+    State::Stop,
+];
 
 #[tonic::async_trait]
 impl ArchiveRpc for Service {
@@ -123,6 +132,23 @@ impl ArchiveRpc for Service {
     ) -> Answer<FullSyncReply> {
         let (archive, stream) = (self.0.clone(), request.into_inner());
         to_its_end(async move { full_sync::receive(&archive, stream).await }).await
+    }
+
+    async fn prepare_hash_sync(
+        &self,
+        request: Request<PrepareHashSyncRequest>,
+    ) -> Answer<PrepareHashSyncReply> {
+        let (archive, request) = (self.0.clone(), request.into_inner());
+        to_its_end(async move { hash_sync::prepare(&archive, request).await }).await
+    }
+
+    async fn hash_sync(
+        &self,
+        request: Request<Streaming<HashSyncRequest>>,
+    ) -> Answer<BoxStream<HashSyncReply>> {
+        let (archive, stream) = (self.0.clone(), request.into_inner());
+        let begun = to_its_end(async move { hash_sync::receive(&archive, stream).await }).await?;
+        Ok(Response::new(Box::pin(begun.into_inner())))
     }
 
     async fn wdiff_transfer(

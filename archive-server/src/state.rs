@@ -5,7 +5,8 @@
 //!      ^                |  ^                     |  ^                      |  |
 //!      +-----clear------+  +----------reset------|--|----------------------+  |
 //!      +-----clear------------------------------ | -|-------------------------+
-//!                                      wdiff --> +--+
+//!                 wdiff, hash sync, replication --> +--+
+//!      SyncReady or Archived --resync--> SyncReady --> Archived
 //! ```
 //! A volume that is not known is Clear. `Broken` is ours: what a volume needs could not be read at
 //! start; the others run on, this one says why and can only be cleared.
@@ -29,6 +30,12 @@ pub(crate) enum State {
     FullSync,
     /// A wdiff is received.
     WdiffRecv,
+    /// A hash backup is received, or announced.
+    HashSync,
+    /// A comparison diff of another archive is received.
+    ReplSync,
+    /// The image of another archive is received into the one that is here, or announced.
+    Resync,
     /// On the way from `Archived` to `Stopped`.
     Stop,
     /// On the way from `Stopped` to `Archived`.
@@ -41,7 +48,8 @@ pub(crate) enum State {
 
 impl State {
     /// The states in which the archive of a volume can be used (§5.1).
-    pub(crate) const ACTIVE: [Self; 2] = [Self::Archived, Self::WdiffRecv];
+    pub(crate) const ACTIVE: [Self; 4] =
+        [Self::Archived, Self::WdiffRecv, Self::HashSync, Self::ReplSync];
 }
 
 impl fmt::Display for State {

@@ -7,11 +7,14 @@
 
 use crate::jobs::Jobs;
 use crate::leases::Leases;
-use crate::record::{ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Progress, Record, STATE_FILE};
+use crate::record::{
+    Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Progress, Record, STATE_FILE, Whole,
+};
 use crate::state::State;
 use parking_lot::Mutex;
 use proto::v1::Snapshot as SnapshotMessage;
-use server_kit::durable::{DurableDir, StateFile};
+use server_kit::clock;
+use server_kit::durable::{DurableDir, StateFile, TmpFile};
 use server_kit::error::{Reason, RoleError};
 use server_kit::state_machine::{StateCell, StopFlag};
 use server_kit::volume_name::VolumeName;
@@ -22,7 +25,7 @@ use tokio::sync::RwLock;
 use wdiff_format::diff_set::{DiffSet, RestorePoint};
 use wdiff_format::gid::{BaseState, Diff, Gid, Snapshot};
 use wdiff_format::name::to_file_name;
-use wlog_format::units::Lb;
+use wlog_format::units::{Lb, LogUuid};
 
 /// Name of the base image in a volume's directory.
 pub(crate) const IMAGE_FILE: &str = "base.img";
@@ -229,6 +232,59 @@ impl Volume {
             c.last_received_s = now_s;
             old
         })
+    }
+
+    /// A diff that has arrived becomes part of the history: file, log and catalogue as one, so that
+    /// a crash leaves all of it or nothing. The files that it makes needless. Blocks.
+    pub(crate) fn commit_diff(
+        &self,
+        tmp: TmpFile,
+        diff: Diff,
+        log_uuid: LogUuid,
+    ) -> Result<Vec<String>, RoleError> {
+        let name = self.diff_name(&diff)?;
+        let replaced = self.with(|c| c.diffs.get(&diff).copied());
+        let other_log = log_uuid != self.with(|c| c.record.log_uuid);
+        if other_log {
+            let coming = Coming { file: name.clone(), log_uuid };
+            self.store(|record| record.coming = Some(coming))?;
+        }
+        if let Err(error) = self.dir.commit(tmp, &name) {
+            // It may have its name all the same, and would count at the next start.
+            if replaced.is_none() && self.dir.remove(&name).is_ok() {
+                let _ = self.store(|record| record.coming = None);
+            }
+            return Err(RoleError::from(error).with_volume(&self.name));
+        }
+        self.add_diff(diff, clock::unix_seconds());
+        if other_log {
+            // The file decides: from now on this is so, whether or not it can be written down.
+            self.with(|c| c.record.log_uuid = log_uuid);
+            if let Err(error) = self.store(|record| record.coming = None) {
+                let error = error.full_message();
+                tracing::warn!(volume = %self.name, error, "the new log is not written down yet");
+            }
+        }
+        // The same gids under another name (§9.2 #15): one of the two files is enough.
+        let old = replaced.map(|d| self.diff_name(&d)).transpose()?.filter(|old| *old != name);
+        Ok(old.into_iter().collect())
+    }
+
+    /// A base image that is whole and flushed becomes the archive of the volume. Blocks.
+    pub(crate) fn become_archived(&self, whole: &Whole) -> Result<(), RoleError> {
+        self.store(|record| {
+            record.state = Kept::Archived;
+            record.size_lb = whole.size.0;
+            record.log_uuid = whole.log_uuid;
+            record.archive_uuid = whole.archive_uuid;
+            record.set_base(&whole.base);
+        })?;
+        self.with(|c| c.latest = (whole.base.snapshot(), whole.base.timestamp));
+        // Should it stay: the next start removes it.
+        if let Err(error) = self.progress.remove() {
+            tracing::warn!(volume = %self.name, %error, "the progress of a full sync is left");
+        }
+        Ok(())
     }
 
     /// A merged diff, whose file is durable, takes the place of its inputs; what it replaces.

@@ -82,7 +82,7 @@ async fn wrong_states_say_which_states_would_do() {
         (error.detail().state.as_str(), error.detail().volume.as_str()),
         ("SyncReady", VOLUME)
     );
-    assert_eq!(error.detail().allowed_states, ["Archived", "WdiffRecv"]);
+    assert_eq!(error.detail().allowed_states, ["Archived", "WdiffRecv", "HashSync", "ReplSync"]);
     let stop = |mode| StopRequest { volume: VOLUME.into(), mode };
     assert_eq!(why(a.stop(stop(0)).await), Reason::WrongState);
     client.full_sync(device.now(), 0).await.unwrap();
