@@ -50,11 +50,14 @@ enum Trouble {
     OtherSize(i64),
 }
 
+/// A wdiff that arrived, and its end.
+type Kept = Arc<Mutex<Option<(Vec<u8>, hash_sync_end::Result)>>>;
+
 /// An archive with one image.
 struct Fake {
     image: Arc<dyn BlockDevice>,
     trouble: Trouble,
-    wdiff: Arc<Mutex<Option<(Vec<u8>, hash_sync_end::Result)>>>,
+    wdiff: Kept,
 }
 
 type Replies = tonic::codegen::BoxStream<HashSyncReply>;
