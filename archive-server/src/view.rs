@@ -27,7 +27,7 @@ use wdiff_format::gid::Gid;
 use wdiff_format::open::WdiffReader;
 use wdiff_format::redo::{Content as Written, DecodedRecord};
 use wdiff_format::split::MaxIo;
-use wlog_format::units::{Lb, to_usize};
+use wlog_format::units::to_usize;
 
 /// What must not run while a view is open.
 pub(crate) const EXCLUDED: [&str; 2] = [APPLY, RESIZE];
@@ -209,9 +209,4 @@ impl Patched {
         };
         Bulk { offset: self.cell.offset, content }
     }
-}
-
-/// The whole of a volume.
-pub(crate) fn whole(size: Lb) -> Vec<Range<u64>> {
-    scan::whole(size.bytes())
 }
