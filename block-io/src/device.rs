@@ -126,7 +126,7 @@ impl fmt::Display for Operation {
 /// The context that every [`io::Error`] of a device carries; found by `error.get_ref()` and
 /// downcast, or printed.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} of {path} failed at offset {offset}, {len} bytes: {cause}")]
+#[error("{operation} of {path} failed{}: {cause}", self.place())]
 pub struct IoContext {
     /// What was attempted.
     pub operation: Operation,
@@ -142,10 +142,27 @@ pub struct IoContext {
 }
 
 impl IoContext {
+    /// Where it failed, for operations that have a place.
+    fn place(&self) -> String {
+        match self.operation {
+            Operation::Open | Operation::Flush | Operation::Resize => String::new(),
+            _ => format!(" at offset {}, {} bytes", self.offset, self.len),
+        }
+    }
+
     /// This context as an `io::Error` of the same kind.
     #[must_use]
     pub fn into_io(self) -> io::Error {
         io::Error::new(self.cause.kind(), self)
+    }
+}
+
+/// What the system said: the error without its [`IoContext`], for who names the device himself.
+#[must_use]
+pub fn bare(error: io::Error) -> io::Error {
+    match error.downcast::<IoContext>() {
+        Ok(context) => context.cause,
+        Err(error) => error,
     }
 }
 
@@ -246,5 +263,16 @@ mod tests {
         for part in ["write", "/dev/x", "offset 512", "1024 bytes", "No space left"] {
             assert!(text.contains(part), "{text}");
         }
+        assert_eq!(bare(error).to_string(), "No space left on device (os error 28)");
+        assert_eq!(bare(io::Error::other("x")).to_string(), "x");
+    }
+
+    #[test]
+    fn what_has_no_place_tells_none() {
+        let cause = io::Error::from_raw_os_error(nix::libc::ENOENT);
+        let path = "/dev/x".to_owned();
+        let error = IoContext { operation: Operation::Open, path, offset: 0, len: 0, cause };
+        let text = "open of /dev/x failed: No such file or directory (os error 2)";
+        assert_eq!(error.into_io().to_string(), text);
     }
 }

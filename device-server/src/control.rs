@@ -17,6 +17,7 @@ use tonic::{Request, Response};
 use wlog_format::units::{Lb, Lsid};
 
 use crate::admin::{FreezeTicket, MAX_FREEZE};
+use crate::config::VolumeSpec;
 use crate::core::Status;
 use crate::error::VolumeError;
 use crate::options::OverflowPolicy;
@@ -36,9 +37,22 @@ pub struct Served {
 /// All volumes of the process, by name.
 pub type ServedVolumes = BTreeMap<String, Served>;
 
+/// What to do about a volume that cannot be served.
+pub(crate) const MEND: &str = "mend that, then restart the device role";
+
+/// A volume that could not be opened.
+pub(crate) struct Unserved {
+    pub(crate) spec: VolumeSpec,
+    pub(crate) why: String,
+}
+
+/// Those volumes of the process that are not served, by name.
+pub(crate) type UnservedVolumes = BTreeMap<String, Unserved>;
+
 /// Serves `walb.v1.DeviceControl`.
 pub struct ControlService {
     volumes: ServedVolumes,
+    unserved: UnservedVolumes,
     shutdown: Shutdown,
 }
 
@@ -48,10 +62,28 @@ impl ControlService {
     /// The service, ready for `Routes::new`. Watches end when shutdown is requested.
     #[must_use]
     pub fn server(volumes: ServedVolumes, shutdown: Shutdown) -> DeviceControlServer<Self> {
-        DeviceControlServer::new(Self { volumes, shutdown })
+        Self::new(volumes, shutdown).into_server()
+    }
+
+    pub(crate) const fn new(volumes: ServedVolumes, shutdown: Shutdown) -> Self {
+        Self { volumes, unserved: BTreeMap::new(), shutdown }
+    }
+
+    /// Tells of these volumes too.
+    pub(crate) fn unserved(mut self, unserved: UnservedVolumes) -> Self {
+        self.unserved = unserved;
+        self
+    }
+
+    pub(crate) fn into_server(self) -> DeviceControlServer<Self> {
+        DeviceControlServer::new(self)
     }
 
     fn find(&self, name: &str) -> Result<&Served, RoleError> {
+        if let Some(Unserved { why, .. }) = self.unserved.get(name) {
+            let error = RoleError::new(Reason::Io, why.as_str()).with_next_step(MEND);
+            return Err(error.with_volume(name));
+        }
         self.volumes.get(name).ok_or_else(|| {
             let known: Vec<_> = self.volumes.keys().map(String::as_str).collect();
             RoleError::unknown_volume(name)
@@ -100,7 +132,8 @@ fn melt(frozen: &[(Arc<Volume>, FreezeTicket)]) {
 #[tonic::async_trait]
 impl DeviceControl for ControlService {
     async fn list(&self, _: Request<v1::Empty>) -> Answer<v1::DeviceVolumeList> {
-        let volumes = self.volumes.values().map(describe).collect();
+        let unserved = self.unserved.values().map(describe_unserved);
+        let volumes = self.volumes.values().map(describe).chain(unserved).collect();
         Ok(Response::new(v1::DeviceVolumeList { volumes }))
     }
 
@@ -247,6 +280,17 @@ fn describe(served: &Served) -> v1::DeviceVolume {
         pending_bytes: status.pending_bytes,
         overwriting: status.overwriting,
         failure: status.failure.as_deref().unwrap_or_default().to_owned(),
+    }
+}
+
+/// All that is known of a volume that could not be opened.
+fn describe_unserved(Unserved { spec, why }: &Unserved) -> v1::DeviceVolume {
+    v1::DeviceVolume {
+        name: spec.name.to_string(),
+        log_path: spec.log.display().to_string(),
+        data_path: spec.data.display().to_string(),
+        failure: format!("{why}; {MEND}"),
+        ..v1::DeviceVolume::default()
     }
 }
 

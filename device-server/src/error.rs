@@ -96,18 +96,19 @@ impl From<io::Error> for VolumeError {
     }
 }
 
-/// Why a volume could not be opened, redone or formatted.
+/// Why a volume could not be opened, redone or formatted. The message says everything: causes are
+/// part of it, so that nobody prints them twice.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The device or file could not be opened.
-    #[error("cannot open the {role} device {}: {source}", path.display())]
+    #[error("cannot open the {role} device {}: {cause}", path.display())]
     Open {
         /// "log" or "data".
         role: &'static str,
         /// Which.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Somebody else has it.
     #[error(
@@ -123,7 +124,7 @@ pub enum OpenError {
     },
     /// There is no log on the log device.
     #[error(
-        "{log} holds no walb log ({source}); if it may be overwritten, run: \
+        "{log} holds no walb log ({found}); if it may be overwritten, run: \
          walb ldev format --log {log} --data {data}"
     )]
     NotFormatted {
@@ -132,7 +133,7 @@ pub enum OpenError {
         /// The data device.
         data: String,
         /// What was found.
-        source: SuperBlockError,
+        found: SuperBlockError,
     },
     /// The log device belongs to something else.
     #[error("{log} is not the log of {data}: {why}")]
@@ -145,31 +146,31 @@ pub enum OpenError {
         why: String,
     },
     /// A device failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Io {
         /// What was attempted.
         what: &'static str,
         /// Why it failed; names the device.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The state directory failed.
     #[error("{0}")]
     State(String),
     /// A pack that we had just found sound could not be made anew.
-    #[error("pack at lsid {lsid} of {log}: {source}")]
+    #[error("pack at lsid {lsid} of {log}: {cause}")]
     Pack {
         /// The log device.
         log: String,
         /// Where.
         lsid: Lsid,
         /// Why.
-        source: PackError,
+        cause: PackError,
     },
 }
 
 impl OpenError {
     /// For `map_err`: an I/O error while doing `what`.
     pub(crate) const fn io(what: &'static str) -> impl Fn(io::Error) -> Self {
-        move |source| Self::Io { what, source }
+        move |cause| Self::Io { what, cause }
     }
 }

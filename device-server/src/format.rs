@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use block_io::OpenOptions;
-use block_io::device::BlockDevice;
+use block_io::device::{BlockDevice, bare};
 use tokio::time::Instant;
 use wlog_format::superblock::{DeviceName, SUPER_OFFSET_BYTES, SuperBlock, SuperBlockError};
 use wlog_format::units::{BlockSize, Lb, Lsid};
@@ -63,7 +63,7 @@ fn try_open(path: &Path, role: DeviceRole) -> Result<Arc<dyn BlockDevice>, OpenE
             io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy => {
                 OpenError::InUse { role, path }
             }
-            _ => OpenError::Open { role, path, source },
+            _ => OpenError::Open { role, path, cause: bare(source) },
         }
     })
 }

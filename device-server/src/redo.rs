@@ -97,11 +97,8 @@ pub async fn read_super_block(
 ) -> Result<(SuperBlock, Ring), OpenError> {
     let block = log.read(SUPER_OFFSET_BYTES, 4096).await;
     let block = block.map_err(OpenError::io("reading the super block"))?;
-    let not_formatted = |source| OpenError::NotFormatted {
-        log: log.path_hint(),
-        data: data_hint.to_owned(),
-        source,
-    };
+    let not_formatted =
+        |found| OpenError::NotFormatted { log: log.path_hint(), data: data_hint.to_owned(), found };
     let super_block = SuperBlock::decode(&block).map_err(not_formatted)?;
     let ring = super_block.ring(log.size_bytes()).map_err(not_formatted)?;
     Ok((super_block, ring))

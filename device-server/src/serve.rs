@@ -1,4 +1,7 @@
 //! The role as a whole: opens the volumes, serves them, and brings them down in order.
+//!
+//! A volume that cannot be opened does not keep the others from service: it is listed with its
+//! failure, and clients that want it are told why. When none can be opened, the role ends.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -16,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::config::{ServeArgs, VolumeSpec};
-use crate::control::{ControlService, Served, ServedVolumes};
+use crate::control::{ControlService, MEND, Served, ServedVolumes, Unserved, UnservedVolumes};
 use crate::format::{DeviceRole, open_device};
 use crate::frontend::VolumeExport;
 use crate::options::VolumeOptions;
@@ -31,17 +34,50 @@ pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let args = server_kit::config::load(args.config.clone().as_deref(), args)?;
     check(&args)?;
     let state = args.state_dir.as_deref().map(open_state_dir).transpose()?;
-    let mut volumes = BTreeMap::new();
-    for spec in &args.volume {
-        let options = args.options(spec).map_err(anyhow::Error::msg)?;
-        let volume = open_volume(spec, options, state.as_deref()).await;
-        let volume = volume.with_context(|| format!("volume {} cannot be served", spec.name))?;
-        let served = Served { volume: Arc::new(volume), frontends: Vec::new() };
-        volumes.insert(spec.name.to_string(), served);
-    }
-    let result = serve_volumes(&args, &mut volumes, &shutdown).await;
+    let (mut volumes, unserved) = open_volumes(&args, state.as_deref()).await?;
+    let result = serve_volumes(&args, &mut volumes, unserved, &shutdown).await;
     close(volumes, &shutdown).await;
     result
+}
+
+/// All volumes, those that cannot be served apart.
+async fn open_volumes(
+    args: &ServeArgs,
+    state: Option<&dyn DurableDir>,
+) -> anyhow::Result<(ServedVolumes, UnservedVolumes)> {
+    let options: Result<Vec<_>, _> = args.volume.iter().map(|spec| args.options(spec)).collect();
+    let options = options.map_err(anyhow::Error::msg)?;
+    let (mut volumes, mut unserved) = (BTreeMap::new(), BTreeMap::new());
+    let mut last = None;
+    for (spec, options) in args.volume.iter().zip(options) {
+        match open_volume(spec, options, state).await {
+            Ok(volume) => {
+                let served = Served { volume: Arc::new(volume), frontends: Vec::new() };
+                volumes.insert(spec.name.to_string(), served);
+            }
+            Err(error) => {
+                let error = error.context(format!("volume {} cannot be served", spec.name));
+                let why = format!("{error:#}");
+                unserved.insert(spec.name.to_string(), Unserved { spec: spec.clone(), why });
+                last = Some(error);
+            }
+        }
+    }
+    match last {
+        // The caller says the last.
+        Some(error) if volumes.is_empty() => {
+            let last = args.volume.last().map(|spec| spec.name.as_str());
+            let others = unserved.iter().filter(|(name, _)| Some(name.as_str()) != last);
+            others.for_each(|(_, other)| tracing::error!("{}", other.why));
+            Err(error)
+        }
+        _ => {
+            for Unserved { why, .. } in unserved.values() {
+                tracing::error!("{why}; the other volumes are served; {MEND}");
+            }
+            Ok((volumes, unserved))
+        }
+    }
 }
 
 fn check(args: &ServeArgs) -> anyhow::Result<()> {
@@ -99,12 +135,15 @@ fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {
 async fn serve_volumes(
     args: &ServeArgs,
     volumes: &mut ServedVolumes,
+    unserved: UnservedVolumes,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let export = |served: &Served| Arc::new(VolumeExport::new(Arc::clone(&served.volume))) as _;
     let exports: HashMap<_, _> =
         volumes.iter().map(|(name, served)| (name.clone(), export(served))).collect();
-    let nbd = NbdServer::new(exports, Limits::default())?;
+    let why = |(name, volume): (&String, &Unserved)| (name.clone(), volume.why.clone());
+    let unavailable = unserved.iter().map(why).collect();
+    let nbd = NbdServer::with_unavailable(exports, unavailable, Limits::default())?;
     let mut listeners = Vec::new();
     for endpoint in &args.nbd {
         let (listener, uri) = listen_nbd(endpoint, args.insecure).await?;
@@ -126,7 +165,8 @@ async fn serve_volumes(
     for (name, served) in volumes.iter() {
         tracing::info!(volume = %name, at = ?served.frontends, "serving the volume");
     }
-    let served = serve_control(args, control, volumes, shutdown).await;
+    let service = ControlService::new(volumes.clone(), shutdown.clone()).unserved(unserved);
+    let served = serve_control(args, control, service, shutdown).await;
     // Without a control service there is nothing else that would wait for the end.
     shutdown.requested().cancelled().await;
     frontends.wait().await;
@@ -136,7 +176,7 @@ async fn serve_volumes(
 async fn serve_control(
     args: &ServeArgs,
     listener: Option<Listener>,
-    volumes: &ServedVolumes,
+    service: ControlService,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let Some(listener) = listener else {
@@ -148,7 +188,6 @@ async fn serve_control(
         None => "device".parse()?,
     };
     let (operations, shutdown) = (Operations::new(), shutdown.clone());
-    let service = ControlService::server(volumes.clone(), shutdown.clone());
     let server = RoleServer {
         role: Role::Device,
         id,
@@ -157,7 +196,7 @@ async fn serve_control(
         operations,
         shutdown: shutdown.clone(),
     };
-    let served = server.run(Routes::new(service)).await;
+    let served = server.run(Routes::new(service.into_server())).await;
     if served.is_err() {
         // Nobody could administer the volumes any more.
         shutdown.request(proto::v1::StopMode::Graceful);

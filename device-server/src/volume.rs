@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use block_io::device::{BlockDevice, Extent, check_range};
+use block_io::device::{BlockDevice, Extent, MAX_EXTENTS, check_range};
 use bytes::Bytes;
 use futures::FutureExt;
 use parking_lot::Mutex;
@@ -188,8 +188,9 @@ impl Volume {
         Ok(pieces.collect())
     }
 
-    /// Which parts of a range hold nothing (and read as zeros), in order. A hint: it may be late
-    /// for what is written at the same time.
+    /// Which parts of a range hold nothing (and read as zeros), in order from its start on: at most
+    /// [`MAX_EXTENTS`], so that they may end before the range does. A hint: it may be late for what
+    /// is written at the same time.
     ///
     /// # Errors
     /// When the range is wrong or the data device fails.
@@ -203,12 +204,22 @@ impl Volume {
         };
         let mut extents = Vec::new();
         for run in runs {
-            let len = run.blocks.bytes();
-            match run.payload {
-                Some(payload) => extents.push(Extent { len, hole: payload == Payload::Zero }),
-                None => extents.extend(self.core.data.extents(run.start.bytes(), len).await?),
+            if extents.len() >= MAX_EXTENTS {
+                break;
             }
+            let len = run.blocks.bytes();
+            let Some(payload) = run.payload else {
+                let found = self.core.data.extents(run.start.bytes(), len).await?;
+                let told: u64 = found.iter().map(|extent| extent.len).sum();
+                extents.extend(found);
+                if told < len {
+                    break;
+                }
+                continue;
+            };
+            extents.push(Extent { len, hole: payload == Payload::Zero });
         }
+        extents.truncate(MAX_EXTENTS);
         Ok(extents)
     }
 
@@ -365,8 +376,10 @@ impl Core {
         let keeper = kept.as_ref().map(|kept| &kept.regions);
         let redone = redo_with_map(&log, &data, RedoOptions::default(), keeper).await?;
         let Redone { super_block, report, regions } = redone;
-        let ring = super_block.ring(log.size_bytes()).map_err(|source| {
-            OpenError::NotFormatted { log: log.path_hint(), data: data.path_hint(), source }
+        let ring = super_block.ring(log.size_bytes()).map_err(|found| OpenError::NotFormatted {
+            log: log.path_hint(),
+            data: data.path_hint(),
+            found,
         })?;
         let (uuid, salt) = (super_block.uuid, super_block.salt);
         let identity = LogIdentity { epoch: 0, uuid, salt, ring };

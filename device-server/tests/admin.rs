@@ -438,3 +438,18 @@ async fn a_group_is_frozen_together_or_not_at_all_and_melts_by_itself() {
     }
     assert_eq!(reason(&client.freeze(freeze(&[], 0)).await.unwrap_err()), Reason::BadRequest);
 }
+
+/// A device that tells at most so many extents at a time, and a map of pending writes with many
+/// pieces: what is told is in order, from the start on, and not too much.
+#[tokio::test]
+async fn extents_stay_in_their_places_and_are_not_too_many() {
+    let bench = bench(4 << 20, 2 << 20, quiet()).await;
+    for sector in (0..4096).step_by(2) {
+        bench.volume.trim(sector * 512, 512, false).await.unwrap();
+    }
+    let extents = bench.volume.extents(0, 2 << 20).await.unwrap();
+    assert_eq!(extents.len(), block_io::device::MAX_EXTENTS);
+    for (index, extent) in extents.iter().enumerate() {
+        assert_eq!((extent.len, extent.hole), (512, index % 2 == 0), "extent {index}");
+    }
+}

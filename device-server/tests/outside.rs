@@ -17,122 +17,16 @@ mod common;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use block_io::nbd::Client;
+use common::role::{Loop, Role, command, file, must_succeed, run, spawn};
 use common::{Numbers, SECTOR, sector_content};
 use device_server::format_ldev;
 use wlog_format::superblock::{DeviceName, SuperBlock};
 use wlog_format::units::BlockSize;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// A device role with one volume `v0` on files.
-struct Role {
-    dir: tempfile::TempDir,
-    child: Child,
-    flags: Vec<String>,
-}
-
-impl Drop for Role {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn file(path: &Path, bytes: u64) {
-    File::create(path).unwrap().set_len(bytes).unwrap();
-}
-
-impl Role {
-    async fn start(log_bytes: u64, data_bytes: u64, block_size: BlockSize, flags: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (log, data) = (dir.path().join("log"), dir.path().join("data"));
-        file(&log, log_bytes);
-        file(&data, data_bytes);
-        format_ldev(&log, &data, block_size, DeviceName::EMPTY).await.unwrap();
-        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let child = spawn(dir.path(), &flags);
-        Self { dir, child, flags }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn uri(&self) -> String {
-        format!("nbd+unix:///v0?socket={}", self.path("nbd").display())
-    }
-
-    async fn connect(&self) -> Client {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            match Client::unix(self.path("nbd"), "v0").await {
-                Ok(client) => return client,
-                Err(error) => assert!(Instant::now() < deadline, "no answer: {error}"),
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        self.child = spawn(self.dir.path(), &self.flags);
-    }
-
-    /// SIGTERM; the exit must be clean.
-    fn stop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        let deadline = Instant::now() + DEADLINE;
-        while self.child.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "it does not stop");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert!(self.child.wait().unwrap().success());
-    }
-}
-
-fn command(dir: &Path, flags: &[String]) -> Command {
-    let at = |name: &str| dir.join(name).display().to_string();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_walb-device"));
-    command
-        .args(["serve", "--volume", &format!("v0={},{}", at("data"), at("log"))])
-        .args(["--nbd", &format!("unix:{}", at("nbd")), "--control", &at("control")])
-        .args(flags)
-        .env("RUST_LOG", "info");
-    command
-}
-
-fn spawn(dir: &Path, flags: &[String]) -> Child {
-    let log = File::options().create(true).append(true).open(dir.join("log.txt")).unwrap();
-    command(dir, flags).stderr(log).stdout(Stdio::null()).spawn().unwrap()
-}
-
-/// Runs a program; `None` when it is not installed.
-fn run(program: &str, args: &[&str]) -> Option<Output> {
-    match Command::new(program).args(args).output() {
-        Ok(output) => Some(output),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("skipped: {program} is not installed");
-            None
-        }
-        Err(error) => panic!("{program}: {error}"),
-    }
-}
-
-fn must_succeed(output: Option<Output>) {
-    let Some(output) = output else { return };
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-}
 
 #[tokio::test]
 async fn qemu_io_sees_a_disk() {
@@ -196,30 +90,6 @@ async fn fio_verifies_what_it_wrote() {
         ];
         must_succeed(run("fio", &args));
         role.stop();
-    }
-}
-
-/// A loop device, detached at the end.
-struct Loop(String);
-
-impl Loop {
-    /// `None` where that is not possible: needs root.
-    fn attach(file: &Path, sector: u32) -> Option<Self> {
-        let sector = sector.to_string();
-        let args = ["--find", "--show", "--direct-io=on", "--sector-size", &sector];
-        let file = file.to_str().unwrap();
-        let output = run("losetup", &[&args[..], &[file]].concat())?;
-        if !output.status.success() {
-            println!("skipped: no loop device: {}", String::from_utf8_lossy(&output.stderr));
-            return None;
-        }
-        Some(Self(String::from_utf8(output.stdout).unwrap().trim().to_owned()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.0]).output();
     }
 }
 

@@ -8,6 +8,7 @@
 //! - Every option but `EXPORT_NAME` gets exactly one final reply, whatever it contains.
 //! - Not a byte after the last option is taken from the stream.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -27,7 +28,11 @@ use super::protocol::{
 const MAX_OPTION_BYTES: u32 = 64 << 10;
 
 /// What there is to serve, by name.
-pub(super) type Exports = BTreeMap<String, Arc<dyn Export>>;
+pub(super) struct Exports {
+    pub(super) served: BTreeMap<String, Arc<dyn Export>>,
+    /// Why these, which should be there, are not.
+    pub(super) unavailable: BTreeMap<String, String>,
+}
 
 /// What client and server agreed on.
 #[derive(Clone)]
@@ -132,10 +137,10 @@ pub(super) enum Next {
 }
 
 /// A final reply that refuses an option: reply code and a text for people.
-type Refusal = (u32, &'static str);
+type Refusal = (u32, Cow<'static, str>);
 
-const MALFORMED: Refusal = (option_reply::ERR_INVALID, "malformed option");
-const UNKNOWN_EXPORT: Refusal = (option_reply::ERR_UNKNOWN, "no such export");
+const MALFORMED: Refusal = (option_reply::ERR_INVALID, Cow::Borrowed("malformed option"));
+const UNKNOWN_EXPORT: Refusal = (option_reply::ERR_UNKNOWN, Cow::Borrowed("no such export"));
 
 /// The state of option haggling.
 pub(super) struct Negotiation<'a> {
@@ -165,7 +170,7 @@ impl<'a> Negotiation<'a> {
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
                 self.meta_context(code, data, &mut reply)
             }
-            _ => Err((option_reply::ERR_UNSUP, "option not supported")),
+            _ => Err((option_reply::ERR_UNSUP, "option not supported".into())),
         };
         Ok(match result {
             Ok(next) => {
@@ -191,11 +196,17 @@ impl<'a> Negotiation<'a> {
         Ok(Step { reply: reply.bytes, next: Next::Option })
     }
 
-    /// The export of a name; the empty name is the default: the only export there is.
-    fn find(&self, name: &str) -> Option<(&'a String, &'a Arc<dyn Export>)> {
-        self.exports.get_key_value(name).or_else(|| {
-            self.exports.first_key_value().filter(|_| name.is_empty() && self.exports.len() == 1)
-        })
+    /// The export of a name; the empty name is the default: the only export there is, or would be.
+    fn find(&self, name: &str) -> Result<(&'a String, &'a Arc<dyn Export>), Refusal> {
+        let Exports { served, unavailable } = self.exports;
+        let alone = name.is_empty() && served.len() + unavailable.len() == 1;
+        let default = || served.first_key_value().filter(|_| alone);
+        if let Some(found) = served.get_key_value(name).or_else(default) {
+            return Ok(found);
+        }
+        let default = || unavailable.first_key_value().filter(|_| alone).map(|(_, why)| why);
+        let why = unavailable.get(name).or_else(default).ok_or(UNKNOWN_EXPORT)?;
+        Err((option_reply::ERR_UNKNOWN, format!("export not available: {why}").into()))
     }
 
     fn negotiated(&self, name: &str, export: &Arc<dyn Export>) -> Next {
@@ -210,7 +221,7 @@ impl<'a> Negotiation<'a> {
     fn export_name(&self, data: &[u8]) -> Result<Step, HandshakeError> {
         let name = String::from_utf8_lossy(data);
         let (name, export) =
-            self.find(&name).ok_or_else(|| HandshakeError::UnknownExport(name.to_string()))?;
+            self.find(&name).map_err(|_| HandshakeError::UnknownExport(name.to_string()))?;
         let mut reply = Vec::new();
         reply.extend_from_slice(U64::new(served_bytes(&**export)).as_bytes());
         reply.extend_from_slice(U16::new(flags_of(&**export, self.structured)).as_bytes());
@@ -224,7 +235,7 @@ impl<'a> Negotiation<'a> {
         if !data.is_empty() {
             return Err(MALFORMED);
         }
-        for name in self.exports.keys() {
+        for name in self.exports.served.keys() {
             let len = U32::new(u32::try_from(name.len()).map_err(|_| MALFORMED)?);
             reply.push(option_reply::SERVER, &[len.as_bytes(), name.as_bytes()]);
         }
@@ -240,7 +251,7 @@ impl<'a> Negotiation<'a> {
             name_wanted |= input.u16()? == info::NAME;
         }
         input.end()?;
-        let (name, export) = self.find(wanted_name).ok_or(UNKNOWN_EXPORT)?;
+        let (name, export) = self.find(wanted_name)?;
         let facts = InfoExport {
             kind: U16::new(info::EXPORT),
             size_bytes: U64::new(served_bytes(&**export)),
@@ -276,7 +287,7 @@ impl<'a> Negotiation<'a> {
             self.allocation = None;
         }
         if !self.structured {
-            return Err((option_reply::ERR_INVALID, "negotiate structured replies first"));
+            return Err((option_reply::ERR_INVALID, "negotiate structured replies first".into()));
         }
         let mut input = Input(data);
         let name = input.string()?;
@@ -287,7 +298,7 @@ impl<'a> Negotiation<'a> {
             chosen |= query == BASE_ALLOCATION || (query == "base:" && !setting);
         }
         input.end()?;
-        let (name, _) = self.find(name).ok_or(UNKNOWN_EXPORT)?;
+        let (name, _) = self.find(name)?;
         if chosen {
             let id = U32::new(if setting { BASE_ALLOCATION_ID } else { 0 });
             reply.push(option_reply::META_CONTEXT, &[id.as_bytes(), BASE_ALLOCATION.as_bytes()]);
@@ -366,7 +377,7 @@ impl<'a> Input<'a> {
     fn string(&mut self) -> Result<&'a str, Refusal> {
         let len = self.u32()?;
         if len > MAX_STRING_BYTES {
-            return Err((option_reply::ERR_TOO_BIG, "string too long"));
+            return Err((option_reply::ERR_TOO_BIG, "string too long".into()));
         }
         let len = usize::try_from(len).map_err(|_| MALFORMED)?;
         let (text, rest) = self.0.split_at_checked(len).ok_or(MALFORMED)?;

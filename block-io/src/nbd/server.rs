@@ -190,6 +190,15 @@ impl NbdServer {
         exports: HashMap<String, Arc<dyn Export>>,
         limits: Limits,
     ) -> Result<Self, ServerError> {
+        Self::with_unavailable(exports, HashMap::new(), limits)
+    }
+
+    /// The same with exports that should be there and are not: clients that want them are told why.
+    pub fn with_unavailable(
+        exports: HashMap<String, Arc<dyn Export>>,
+        unavailable: HashMap<String, String>,
+        limits: Limits,
+    ) -> Result<Self, ServerError> {
         for (name, export) in &exports {
             let block_bytes = export.block_bytes();
             let why = if u32::try_from(name.len()).is_ok_and(|len| len <= MAX_STRING_BYTES) {
@@ -203,7 +212,10 @@ impl NbdServer {
             }
         }
         let shared = Shared {
-            exports: exports.into_iter().collect(),
+            exports: Exports {
+                served: exports.into_iter().collect(),
+                unavailable: unavailable.into_iter().collect(),
+            },
             limits,
             pool: Pool::new(limits.server_bytes),
             connections: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::file::{decode, encode};
 use super::*;
 use wlog_format::superblock::DeviceName;
-use wlog_format::units::BlockSize;
+use wlog_format::units::{BlockSize, to_usize};
 
 const BLOCKS: u64 = 128 * 40 + 17;
 
@@ -66,7 +66,7 @@ impl Model {
         let mut expected = vec![false; usize::try_from(size.div_ceil(region)).unwrap()];
         for (start, end, _) in self.writes[from..].iter().filter(|write| counts.contains(&write.2))
         {
-            (*start..*end).for_each(|block| expected[(block / region) as usize] = true);
+            (*start..*end).for_each(|block| expected[to_usize(block / region)] = true);
         }
         expected
     }
@@ -81,7 +81,7 @@ fn told(ranges: &[Range<u64>], region_bytes: u64, size: Lb) -> Vec<bool> {
         assert!(before.is_none_or(|end| end < range.start), "ascending, not touching");
         before = Some(range.end);
         let regions = range.start / region_bytes..range.end.div_ceil(region_bytes);
-        regions.for_each(|region| told[region as usize] = true);
+        regions.for_each(|region| told[to_usize(region)] = true);
     }
     told
 }

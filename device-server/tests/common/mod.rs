@@ -5,11 +5,13 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::print_stdout,
     missing_docs,
     unreachable_pub,
     reason = "a test may panic, and uses of this module what it needs"
 )]
 
+pub mod role;
 pub mod state_dir;
 
 use std::sync::Arc;
