@@ -202,7 +202,7 @@ scenario!(scenario_e17_a_wdiff_is_sent_twice, {
     let (begin, end) = (clean(latest), clean(latest + 1));
     let diff = DiffMeta { begin, end, timestamp_s: now_s(), ..DiffMeta::default() };
     let file = discards(&archive.log_uuid, c.layout().data_bytes)?;
-    ensure!(send(&c, diff.clone(), file.clone())? == WdiffResult::Stored);
+    ensure!(send(&c, diff, file.clone())? == WdiffResult::Stored);
     ensure!(send(&c, diff, file)? == WdiffResult::TooOld);
     ensure!(v.latest("a0")? == latest + 1);
     let image = v.walbc(&format!("restore a0 VOL {}", latest + 1))?;

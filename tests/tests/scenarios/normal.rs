@@ -65,7 +65,7 @@ fn stop_and_start_orders() -> Vec<(Vec<&'static str>, Vec<&'static str>)> {
     let all = orders();
     let starts = |stop: &Vec<&'static str>| {
         let stop = stop.clone();
-        all.iter().filter(move |start| same(start, &stop)).map(|s| s.clone()).collect::<Vec<_>>()
+        all.iter().filter(move |start| same(start, &stop)).cloned().collect::<Vec<_>>()
     };
     all.iter()
         .flat_map(|stop| starts(stop).into_iter().map(|start| (stop.clone(), start)))
