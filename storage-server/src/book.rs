@@ -4,18 +4,22 @@
 //! volume is durable (I6); state, log uuid, `done` and the queue change together or not at all, so
 //! no crash can leave them contradicting each other; a directory without the file is no volume.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use server_kit::blocking;
+use server_kit::clock::unix_seconds;
 use server_kit::durable::{DurableDir, DurableError, StateFile};
 use server_kit::error::RoleError;
 use tokio::sync::Mutex;
 use wdiff_format::gid::Gid;
-use wlog_format::units::LogUuid;
+use wlog_format::units::{LogUuid, Lsid};
 
 use crate::device::address::DeviceAddress;
+use crate::ledger::Ledger;
+use crate::loss::{Cause, Loss};
 use crate::marks::Marks;
 use crate::state::Saved;
 
@@ -28,20 +32,64 @@ pub const FILE: &str = "volume";
 pub struct Gap {
     /// Unix seconds when it was noticed.
     pub since_s: u64,
+    /// Of what kind it is.
+    #[serde(default)]
+    pub cause: Cause,
     /// What happened.
     pub why: String,
 }
 
-/// A full backup that was begun on the present log.
+impl Gap {
+    /// A gap that is noticed now.
+    #[must_use]
+    pub fn now(loss: &Loss) -> Self {
+        Self { since_s: unix_seconds(), cause: loss.cause, why: loss.why.clone() }
+    }
+}
+
+/// How a backup finds what the archive has to get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// Everything is sent.
+    #[default]
+    Full,
+    /// What differs from the archive's latest snapshot is sent.
+    Hash,
+}
+
+/// A backup that was begun on the present log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backup {
+    /// Its kind.
+    #[serde(default)]
+    pub kind: Kind,
     /// Size of the volume then, in logical blocks.
     pub size_lb: u64,
     /// When it was begun, Unix seconds.
     pub started_s: u64,
     /// The snapshot that makes it whole, once it was taken.
     pub end_gid: Option<u64>,
+}
+
+/// The last that a proxy has acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sent {
+    /// Identity of what holds it there, in hex; another one means that it is gone.
+    pub store: String,
+    /// The gid that it leads to.
+    pub gid: u64,
+}
+
+/// A proxy has lost what it was sent, and the archive has to say whether it got it before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Doubt {
+    /// Address of the proxy.
+    pub proxy: String,
+    /// Up to here.
+    pub gid: u64,
 }
 
 /// A log that is followed, and how far.
@@ -51,17 +99,43 @@ pub struct History {
     /// The log's uuid, in hex.
     #[serde(with = "hex_uuid")]
     pub log_uuid: LogUuid,
-    /// A full backup that has not ended.
+    /// A backup that has not ended.
     pub backup: Option<Backup>,
     /// What was shipped and what waits.
     pub marks: Marks,
+    /// What each proxy, by its address, has acknowledged last.
+    #[serde(default)]
+    pub sent: BTreeMap<String, Sent>,
+    /// What the archive is to be asked about.
+    #[serde(default)]
+    pub doubt: Option<Doubt>,
 }
 
 impl History {
     /// The history right after a log reset.
     #[must_use]
     pub fn after_reset(log_uuid: LogUuid, gid: Gid, now_s: u64) -> Self {
-        Self { log_uuid, backup: None, marks: Marks::after_reset(gid, now_s) }
+        let (marks, sent) = (Marks::after_reset(gid, now_s), BTreeMap::new());
+        Self { log_uuid, backup: None, marks, sent, doubt: None }
+    }
+
+    /// A proxy has acknowledged up to `gid`, and holds it in `store` (empty: it does not say).
+    /// Whether that shows that it has lost what it was sent before.
+    pub fn sent_to(&mut self, proxy: &str, store: String, gid: Gid) -> bool {
+        if store.is_empty() {
+            return false;
+        }
+        let now = Sent { store, gid: gid.0 };
+        match self.sent.insert(proxy.to_owned(), now.clone()) {
+            Some(before) if before.store != now.store => {
+                let doubt = Doubt { proxy: proxy.to_owned(), gid: before.gid };
+                if self.doubt.as_ref().is_none_or(|known| known.gid < doubt.gid) {
+                    self.doubt = Some(doubt);
+                }
+                true
+            }
+            _ => false,
+        }
     }
 }
 
@@ -73,17 +147,38 @@ pub struct Record {
     pub device: DeviceAddress,
     /// The static state.
     pub state: Saved,
+    /// A person has stopped the volume: no backup starts by itself.
+    #[serde(default)]
+    pub held: bool,
     /// Logs were lost, and no backup has ended since.
     pub gap: Option<Gap>,
     /// `None` until the log is reset for the first time.
     pub history: Option<History>,
+    /// Where in which log the snapshots lie that the archive may have.
+    #[serde(default)]
+    pub ledger: Ledger,
 }
 
 impl Record {
     /// A volume that was just initialised.
     #[must_use]
     pub fn new(device: DeviceAddress) -> Self {
-        Self { device, state: Saved::SyncReady, gap: None, history: None }
+        let ledger = Ledger::default();
+        Self { device, state: Saved::SyncReady, held: false, gap: None, history: None, ledger }
+    }
+
+    /// The log was reset: a new history begins with `gid`.
+    pub fn begin_history(&mut self, log_uuid: LogUuid, gid: Gid, backup: Option<Backup>) {
+        self.ledger.note(log_uuid, gid, Lsid(0));
+        let history = History::after_reset(log_uuid, gid, unix_seconds());
+        self.history = Some(History { backup, ..history });
+    }
+
+    /// An interrupted backup is not gone on with.
+    pub fn forget_backup(&mut self) {
+        if let Some(history) = &mut self.history {
+            history.backup = None;
+        }
     }
 }
 
@@ -174,16 +269,16 @@ impl Book {
     }
 }
 
-mod hex_uuid {
+pub(crate) mod hex_uuid {
     //! A uuid as 32 hex digits.
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use wlog_format::units::LogUuid;
 
-    pub(super) fn serialize<S: Serializer>(uuid: &LogUuid, s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(uuid: &LogUuid, s: S) -> Result<S::Ok, S::Error> {
         s.collect_str(uuid)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<LogUuid, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<LogUuid, D::Error> {
         let text = String::deserialize(d)?;
         let number = u128::from_str_radix(&text, 16).map_err(D::Error::custom)?;
         if text.len() != 32 {
@@ -197,7 +292,7 @@ mod hex_uuid {
 mod tests {
     use super::*;
     use server_kit::durable::RealDir;
-    use wlog_format::units::{Lsid, Pb};
+    use wlog_format::units::Pb;
 
     #[tokio::test]
     async fn what_is_shown_is_what_a_restart_finds() {
@@ -207,11 +302,14 @@ mod tests {
         let record = Record::new("/run/d.sock#v".parse().unwrap());
         let book = Book::create(open(), record).unwrap();
         let update = book.update(|r| {
-            let mut history = History::after_reset(LogUuid::random(), Gid(5), 99);
-            history.marks.take(Lsid(7), true, 100, Pb(10)).unwrap();
-            history.backup = Some(Backup { size_lb: 1, started_s: 2, end_gid: None });
-            r.history = Some(history);
-            r.gap = Some(Gap { since_s: 3, why: "it \"was\" so".into() });
+            let backup = Backup { kind: Kind::Hash, size_lb: 1, started_s: 2, end_gid: None };
+            r.begin_history(LogUuid::random(), Gid(5), Some(backup));
+            let history = r.history.as_mut().unwrap();
+            history.marks.take(Lsid(7), true, u64::MAX / 2, Pb(10)).unwrap();
+            assert!(!history.sent_to("unix:/p0", "ab".into(), Gid(6)));
+            assert!(history.sent_to("unix:/p0", "cd".into(), Gid(7)));
+            r.gap = Some(Gap::now(&Loss::new(Cause::ProxyDataLost, "it \"was\" so")));
+            r.held = true;
             Ok(())
         });
         update.await.unwrap();

@@ -6,6 +6,7 @@
 //! being asked for.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use block_io::device::BlockDevice;
@@ -62,6 +63,15 @@ pub struct Info {
     pub failure: Option<String>,
 }
 
+/// What was written since some position of a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Regions {
+    /// At most these bytes, in order.
+    Known(Vec<Range<u64>>),
+    /// Perhaps everything; why.
+    Unknown(String),
+}
+
 /// What is known by watching.
 #[derive(Clone, Debug)]
 pub enum Seen {
@@ -93,6 +103,15 @@ pub trait WalbDevice: Send + Sync + 'static {
 
     /// Makes a larger size known; 0 asks for all that the data device has. Never smaller.
     fn resize(&self, size: Lb) -> BoxFuture<'_, Result<Info, RoleError>>;
+
+    /// What was written at or after a position of a log, which may be a former log of the device.
+    fn regions(&self, log: LogUuid, since: Lsid) -> BoxFuture<'_, Result<Regions, RoleError>>;
+
+    /// The content is about to be replaced: the application waits until [`Self::end_overwrite`].
+    fn begin_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>>;
+
+    /// The content was replaced; the log is reset.
+    fn end_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>>;
 
     /// Follows the device until all receivers are dropped.
     fn watch(&self) -> watch::Receiver<Seen>;

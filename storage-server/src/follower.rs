@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::device::Seen;
+use crate::loss::Loss;
 use crate::volume::Volume;
 use crate::{discard, ship};
 
@@ -39,7 +40,7 @@ pub enum Ended {
     /// It was asked to.
     Stopped,
     /// Logs were lost: what happened.
-    Lost(String),
+    Lost(Loss),
 }
 
 /// What to do after a round of work.
@@ -55,7 +56,7 @@ pub enum Next {
 #[derive(Debug)]
 pub enum Failure {
     /// Logs were lost; trying again cannot help.
-    Lost(String),
+    Lost(Loss),
     /// Trying again may help.
     Retry(RoleError),
 }
@@ -85,8 +86,8 @@ impl Follower {
         tokio::spawn(async move {
             let end = task.run(&volume, work).await;
             tell.send_replace(Some(end.clone()));
-            if let Ended::Lost(why) = end {
-                volume.lost(&why).await;
+            if let Ended::Lost(loss) = end {
+                volume.lost(&loss).await;
             }
         });
         follower
@@ -137,7 +138,7 @@ impl Follower {
                     }
                 }
                 Err(Failure::Retry(error)) => waiting.after(&error).await,
-                Err(Failure::Lost(why)) => return Ended::Lost(why),
+                Err(Failure::Lost(loss)) => return Ended::Lost(loss),
             }
         }
         Ended::Stopped

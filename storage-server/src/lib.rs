@@ -27,16 +27,20 @@
 //!   volume: [`registry`]; a backup falls back to `SyncReady` and is resumed: [`backup`].
 //! - **I11** A log that is not the continuation of what was shipped - overflowed, reset by others,
 //!   released by others - ends the shipping, is remembered, and is shown until a backup has ended:
-//!   [`ship::lost`], [`volume`].
+//!   [`loss`], [`gap`]; [`resync`] heals it.
 #![forbid(unsafe_code)]
 
+pub mod archive_view;
 pub mod backup;
 pub mod book;
 pub mod budget;
 pub mod device;
 pub mod discard;
 pub mod follower;
+pub mod gap;
+pub mod ledger;
 pub mod log;
+pub mod loss;
 pub mod marks;
 pub mod peers;
 pub mod plan;
@@ -44,10 +48,13 @@ pub mod progress;
 pub mod proxies;
 pub mod reader;
 pub mod registry;
+pub mod resync;
 pub mod serve;
 pub mod service;
 pub mod shared;
 pub mod ship;
+pub mod snapshot;
 pub mod state;
 pub mod transfer;
+pub mod view;
 pub mod volume;

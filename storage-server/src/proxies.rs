@@ -75,6 +75,12 @@ impl ProxySet {
         if up.is_empty() { (down, up) } else { (up, down) }
     }
 
+    /// The proxy at this address, if it is one of ours.
+    #[must_use]
+    pub fn find(&self, address: &str) -> Option<Arc<Proxy>> {
+        self.proxies.iter().find(|p| p.address == address).cloned()
+    }
+
     /// A connection to it failed: it is left out until it answers.
     pub fn mark_down(&self, proxy: &Arc<Proxy>) {
         if proxy.is_down.swap(true, Ordering::Relaxed) {

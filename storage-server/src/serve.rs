@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use proto::v1::Role;
 use proto::v1::storage_server::StorageServer;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use server_kit::units::{Size, Span};
 use server_kit::volume_name::ServerId;
 use tonic::service::Routes;
 
+use crate::archive_view;
 use crate::device::Devices;
 use crate::device::control::ControlDevices;
 use crate::peers::{PeerNames, Peers};
@@ -30,6 +31,17 @@ const MIN_WLOG_SEND: u64 = 1 << 20;
 
 /// The least `buffer_memory`: one scan, one transfer.
 const MIN_MEMORY: u64 = 32 << 20;
+
+/// What happens with a gap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resync {
+    /// A hash backup starts by itself
+    #[default]
+    Auto,
+    /// A person starts one
+    Manual,
+}
 
 /// Settings of the storage role; each is also a key of the configuration file.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -70,6 +82,13 @@ pub struct ServeArgs {
     /// Memory for log and backup data of all volumes [default: 256M]
     #[arg(long, value_name = "SIZE")]
     pub buffer_memory: Option<Size>,
+    /// Heal a gap in the history by a hash backup that starts by itself, or wait for a person
+    /// [default: auto]
+    #[arg(long, value_name = "MODE")]
+    pub resync: Option<Resync>,
+    /// How often the archive is asked what it has got, while something is new [default: 1m]
+    #[arg(long, value_name = "TIME")]
+    pub archive_poll: Option<Span>,
     /// Listen on addresses that others can reach, without encryption
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -124,6 +143,8 @@ impl ServeArgs {
             retry_min: time(self.retry_min, "retry-min", second)?,
             retry_max: time(self.retry_max, "retry-max", 60 * second)?,
             buffer_memory: size(self.buffer_memory, "buffer-memory", 256 << 20, MIN_MEMORY)?,
+            archive_poll: time(self.archive_poll, "archive-poll", 60 * second)?,
+            auto_resync: self.resync.unwrap_or_default() == Resync::Auto,
         })
     }
 }
@@ -199,6 +220,7 @@ impl StorageRole {
         let shutdown = server.shutdown.clone();
         let forced = shutdown.forced();
         registry.resume();
+        tokio::spawn(archive_view::poll(Arc::clone(&registry), Arc::clone(&shared)));
         let stopping = tokio::spawn(stop_all(Arc::clone(&registry), shutdown));
         let service = StorageServer::new(StorageService::new(Arc::clone(&registry), shared));
         let served = server.run(Routes::new(service)).await;

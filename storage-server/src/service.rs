@@ -4,38 +4,30 @@
 //! command that has begun runs to its end, whether or not the client waits.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
-use proto::convert::uuid_bytes;
 use proto::v1::storage_server::Storage;
 use proto::v1::{
-    Empty, FullBackupRequest, InitStorageRequest, KickReply, KickStorageRequest, Operation, Peers,
-    ResetStorageRequest, ResizeRequest, SnapshotReply, StartStorageRequest, StopMode, StopRequest,
-    StorageMode, StorageVolume, StorageVolumeList, VolumeRef,
+    Empty, FullBackupRequest, HashBackupRequest, InitStorageRequest, KickReply, KickStorageRequest,
+    Operation, Peers, ResetStorageRequest, ResizeRequest, SnapshotReply, StartStorageRequest,
+    StopMode, StopRequest, StorageMode, StorageVolume, StorageVolumeList, VolumeRef,
 };
 use server_kit::error::{Reason, RoleError};
 use server_kit::volume_name::VolumeName;
-use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use wdiff_format::gid::Gid;
 use wlog_format::units::Lb;
 
-use crate::backup;
-use crate::book::Record;
-use crate::device::Info;
+use crate::backup::{full, hash};
 use crate::device::address::DeviceAddress;
 use crate::peers::PeerNames;
-use crate::registry::{Entry, Registry, damaged};
+use crate::registry::Registry;
 use crate::shared::Shared;
-use crate::state::State;
-use crate::volume::{Volume, gap_text, heal_step};
+use crate::view::describe;
+use crate::volume::Volume;
 
 /// Volumes that a listing asks at once.
 const LIST_PARALLEL: usize = 32;
-
-/// How long a listing waits for a device.
-const DEVICE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The service. Clones share the volumes.
 #[derive(Clone)]
@@ -131,9 +123,26 @@ impl Storage for StorageService {
         &self,
         r: Request<FullBackupRequest>,
     ) -> Result<Response<Operation>, Status> {
-        let FullBackupRequest { volume, bulk_bytes, resume } = r.into_inner();
+        let FullBackupRequest { volume, bulk_bytes, resume, scan_bytes_per_s } = r.into_inner();
         let volume = self.volume(&volume)?;
-        Ok(Response::new(backup::start(&volume, bulk_bytes, resume)?))
+        let options = full::Options { bulk_bytes, resume, scan_bytes_per_s };
+        Ok(Response::new(full::start(&volume, options)?))
+    }
+
+    async fn hash_backup(
+        &self,
+        r: Request<HashBackupRequest>,
+    ) -> Result<Response<Operation>, Status> {
+        let HashBackupRequest { volume, scan_bytes_per_s, everything } = r.into_inner();
+        let volume = self.volume(&volume)?;
+        let options = hash::Options { scan_bytes_per_s, everything };
+        detached(async move {
+            let operation = hash::start(&volume, options)?;
+            // Whoever asks for one wants it to go on, should it be interrupted.
+            volume.hold(false).await?;
+            Ok(operation)
+        })
+        .await
     }
 
     async fn forget_backup(&self, r: Request<VolumeRef>) -> Result<Response<Empty>, Status> {
@@ -198,89 +207,5 @@ impl Storage for StorageService {
         self.shared.peers.now().proxies.kick();
         let kicked = volumes.iter().filter(|v| v.kick()).map(|v| v.name.to_string()).collect();
         Ok(Response::new(KickReply { kicked }))
-    }
-}
-
-/// The volume as a message. A device that does not answer is an error in it.
-async fn describe(name: VolumeName, entry: Entry) -> StorageVolume {
-    let volume = match entry {
-        Entry::Volume(volume) => volume,
-        Entry::Damaged(why) => {
-            return StorageVolume {
-                error: damaged(&name, &why).full_message(),
-                error_reason: Reason::Damaged.into(),
-                state: State::Damaged.to_string(),
-                volume: name.to_string(),
-                ..StorageVolume::default()
-            };
-        }
-    };
-    let info = match tokio::time::timeout(DEVICE_TIMEOUT, volume.device_info()).await {
-        Ok(info) => info,
-        Err(_) => Err(RoleError::unreachable(volume.device.address(), "no answer in time")),
-    };
-    let record = volume.book.read(Clone::clone);
-    let mut message = StorageVolume {
-        volume: name.to_string(),
-        state: volume.cell.state().to_string(),
-        device: record.device.to_string(),
-        ..StorageVolume::default()
-    };
-    add_progress(&mut message, &volume);
-    match &info {
-        Ok(info) => {
-            add_device(&mut message, info);
-            let is_ready = volume.cell.state() == State::SyncReady;
-            message.backup_resumable = is_ready && backup::resumable(&volume, info).is_some();
-        }
-        Err(error) => {
-            message.error = error.full_message();
-            message.error_reason = error.reason().into();
-            // Without its device nothing is offered to a proxy.
-            message.refusals.clear();
-        }
-    }
-    add_record(&mut message, &record);
-    message
-}
-
-fn add_progress(message: &mut StorageVolume, volume: &Volume) {
-    let view = volume.progress.view();
-    message.error = view.error.unwrap_or_default();
-    message.error_reason = view.reason.unwrap_or_default().into();
-    message.refusals = view.refusals;
-    message.last_sent_s = view.last_sent_s;
-    message.last_proxy = view.last_proxy;
-    let left = view.retry_at.map(|at| at.saturating_duration_since(Instant::now()).as_millis());
-    message.retry_in_ms = left.and_then(|ms| u64::try_from(ms).ok()).unwrap_or_default();
-}
-
-fn add_device(message: &mut StorageVolume, info: &Info) {
-    let positions = &info.status.positions;
-    message.size_lb = info.status.size.0;
-    message.overflow = info.status.overflow;
-    message.log_usage_pb = positions.latest.distance_from(positions.oldest).0;
-    message.log_capacity_pb = info.ring_size.0;
-    message.physical_block_bytes = info.block_size.bytes();
-    message.permanent_lsid = positions.permanent.0;
-    message.latest_lsid = positions.latest.0;
-    message.log_uuid = uuid_bytes(info.status.log_uuid);
-}
-
-/// The record has the last word: a gap must be seen, whatever else is wrong (I11).
-fn add_record(message: &mut StorageVolume, record: &Record) {
-    if let Some(history) = &record.history {
-        let marks = &history.marks;
-        message.log_uuid = uuid_bytes(history.log_uuid);
-        message.done_lsid = marks.done.lsid.0;
-        message.done_gid = marks.done.gid.0;
-        message.latest_gid = marks.newest().gid.0;
-        message.queued_snapshots = marks.queue().len() as u64;
-    }
-    if let Some(gap) = &record.gap {
-        message.gap_since_s = gap.since_s;
-        message.error_reason = Reason::Overflow.into();
-        let name = &message.volume;
-        message.error = format!("{}; heal it: {}", gap_text(name, &gap.why), heal_step(name));
     }
 }

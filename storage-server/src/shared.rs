@@ -6,6 +6,7 @@ use std::time::Duration;
 use server_kit::operations::Operations;
 use server_kit::shutdown::Shutdown;
 use server_kit::volume_name::ServerId;
+use tokio::sync::Notify;
 use wlog_format::units::{BlockSize, Pb};
 
 use crate::budget::Budget;
@@ -27,6 +28,10 @@ pub struct Config {
     pub retry_max: Duration,
     /// Memory for log and backup data, in bytes.
     pub buffer_memory: u64,
+    /// How often the archive is asked what it has.
+    pub archive_poll: Duration,
+    /// Gaps are healed by hash backups that start by themselves.
+    pub auto_resync: bool,
 }
 
 impl Config {
@@ -50,6 +55,8 @@ pub struct Shared {
     pub peers: Peers,
     /// Where devices come from.
     pub devices: Arc<dyn Devices>,
+    /// Wakes those who ask the archive what it has.
+    pub ask_archive: Notify,
     /// Long jobs.
     pub operations: Operations,
     /// Ends the server.
@@ -70,6 +77,7 @@ impl Shared {
             scans: Budget::new(config.buffer_memory / 2),
             peers,
             devices,
+            ask_archive: Notify::new(),
             operations: Operations::new(),
             shutdown,
             config,

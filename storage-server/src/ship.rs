@@ -17,6 +17,7 @@ use crate::book::History;
 use crate::device::{Positions, Seen, Status};
 use crate::follower::{Failure, Next, REARM};
 use crate::log::Log;
+use crate::loss::lost;
 use crate::marks::Marks;
 use crate::plan::{self, Plan, plan};
 use crate::transfer::{Transfer, TransferError};
@@ -40,31 +41,6 @@ pub struct Shipper {
     /// Since when there are logs without a snapshot.
     unsent_since: Option<Instant>,
     checkpoint_at: Option<Instant>,
-}
-
-/// Why the log cannot be the continuation of what was shipped, if so.
-#[must_use]
-pub fn lost(status: &Status, history: &History) -> Option<String> {
-    let (positions, marks) = (&status.positions, &history.marks);
-    let (done, newest) = (marks.done.lsid, marks.newest().lsid);
-    if status.overflow {
-        return Some("the log overflowed: logs were overwritten before they were shipped".into());
-    }
-    if status.log_uuid != history.log_uuid {
-        let (found, expected) = (status.log_uuid, history.log_uuid);
-        return Some(format!("the log was reset by somebody else: it is {found}, not {expected}"));
-    }
-    if done < positions.oldest {
-        let oldest = positions.oldest;
-        return Some(format!(
-            "logs up to lsid {oldest} were released, shipped are those to {done}"
-        ));
-    }
-    if newest > positions.latest {
-        let latest = positions.latest;
-        return Some(format!("the log ends at lsid {latest}, a snapshot was taken at {newest}"));
-    }
-    None
 }
 
 impl Shipper {
@@ -123,7 +99,7 @@ impl Shipper {
         let status = self.volume.device.info().await?.status;
         match lost(&status, &history) {
             None => Ok((status, history)),
-            Some(why) => Err(Failure::Lost(why)),
+            Some(loss) => Err(Failure::Lost(loss)),
         }
     }
 
@@ -192,8 +168,8 @@ impl Shipper {
         let mut refusals: Vec<_> = down.iter().map(|proxy| silent(&proxy.address)).collect();
         for proxy in candidates {
             match transfer.send(&proxy.address, proxy.client()).await {
-                Ok(done) => {
-                    self.volume.acknowledged(done).await?;
+                Ok((done, store)) => {
+                    self.volume.acknowledged(done, &proxy.address, &store).await?;
                     self.volume.progress.sent(&proxy.address);
                     let positions = self.now().unwrap_or(status.positions);
                     return Ok(self.release(&positions, done.lsid).await?);
@@ -225,7 +201,7 @@ impl Shipper {
             return Failure::Retry(error);
         };
         match lost(&info.status, &history) {
-            Some(why) => Failure::Lost(why),
+            Some(loss) => Failure::Lost(loss),
             None => Failure::Retry(error),
         }
     }

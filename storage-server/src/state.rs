@@ -7,13 +7,14 @@
 //! | SyncReady | StartStandby | Standby | start standby |
 //! | Standby | StopStandby | SyncReady | stop |
 //! | SyncReady | FullSync | Target | full backup |
+//! | SyncReady, Stopped | HashSync | Target | hash backup |
 //! | Stopped | StartTarget | Target | start target |
 //! | Target | StopTarget | Stopped | stop, lost logs |
 //! | Stopped | Reset | SyncReady | reset |
 //!
-//! During a backup the durable state stays SyncReady, so a crash falls back to it. The way of the
-//! original through Stopped at the end of a backup is one durable step here: nothing can be seen
-//! or done in between.
+//! During a backup the durable state is SyncReady once the log was reset, so a crash falls back to
+//! it. The way of the original through Stopped at the end of a backup is one durable step here, and
+//! so is its way from Stopped into a hash backup: nothing can be seen or done in between.
 
 use std::fmt;
 
@@ -44,6 +45,8 @@ pub enum State {
     StopStandby,
     /// SyncReady -> Target, the log is shipped already.
     FullSync,
+    /// SyncReady or Stopped -> Target, the log is shipped already.
+    HashSync,
     /// Stopped -> Target.
     StartTarget,
     /// Target -> Stopped.
@@ -56,7 +59,7 @@ impl State {
     /// Whether a backup runs.
     #[must_use]
     pub fn is_backup(self) -> bool {
-        self == Self::FullSync
+        matches!(self, Self::FullSync | Self::HashSync)
     }
 }
 

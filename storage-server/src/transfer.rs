@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
+use bytes::Bytes;
 use proto::convert::uuid_bytes;
 use proto::v1::proxy_client::ProxyClient;
 use proto::v1::wlog_transfer_request::Step;
@@ -54,7 +55,7 @@ pub enum TransferError {
 }
 
 impl Transfer {
-    /// Sends the range; what becomes `done`.
+    /// Sends the range; what becomes `done`, and in which store of the proxy it lies.
     ///
     /// # Errors
     /// [`TransferError`]. The proxy may have stored the wdiff all the same.
@@ -62,7 +63,7 @@ impl Transfer {
         &self,
         proxy: &str,
         mut client: ProxyClient<Channel>,
-    ) -> Result<Mark, TransferError> {
+    ) -> Result<(Mark, Bytes), TransferError> {
         let (messages, receiver) = mpsc::channel(QUEUE);
         let call = client.wlog_transfer(ReceiverStream::new(receiver));
         let produce = self.produce(messages);
@@ -72,8 +73,8 @@ impl Transfer {
             produced = &mut produce => {
                 // A queue that nobody reads any more: the answer says why.
                 let done = produced.map_err(TransferError::Log)?;
-                call.await.map_err(refused)?;
-                done.ok_or_else(|| early(proxy))
+                let reply = call.await.map_err(refused)?.into_inner();
+                Ok((done.ok_or_else(|| early(proxy))?, reply.store_uuid))
             }
             answer = &mut call => match answer {
                 Err(status) => Err(refused(status)),

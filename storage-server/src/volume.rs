@@ -5,29 +5,26 @@
 //! it (see [`crate::service`]).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use server_kit::clock::unix_seconds;
 use server_kit::error::{Reason, RoleError};
+use server_kit::operations::OperationHandle;
 use server_kit::state_machine::{StateCell, StopFlag, Transition};
 use server_kit::volume_name::VolumeName;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 use wdiff_format::gid::Gid;
-use wlog_format::units::{Lb, Lsid, Pb};
+use wlog_format::units::Lb;
 
-use crate::book::{Book, Gap, History};
-use crate::device::{Info, Seen, WalbDevice};
+use crate::archive_view::ArchiveView;
+use crate::book::{Book, Gap};
+use crate::device::{Info, WalbDevice};
 use crate::follower::{Ended, Follower, Work};
-use crate::marks::Mark;
+use crate::loss::{Cause, Loss};
 use crate::progress::Progress;
+use crate::resync;
 use crate::shared::Shared;
-use crate::ship;
 use crate::state::{Saved, State};
-
-/// How long a snapshot waits for the device to make its log permanent.
-const PERMANENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One volume.
 pub struct Volume {
@@ -46,8 +43,12 @@ pub struct Volume {
     /// Wakes the follower, whatever it waits for.
     pub wake: Notify,
     follower: Mutex<Option<Follower>>,
-    /// Aborts the full backup that runs.
-    pub(crate) backup: Mutex<Option<CancellationToken>>,
+    /// The backup that runs.
+    pub(crate) backup: Mutex<Option<OperationHandle>>,
+    /// What is known of the primary archive.
+    pub archive: ArchiveView,
+    /// A task heals the gap.
+    pub(crate) healing: AtomicBool,
 }
 
 impl Volume {
@@ -65,6 +66,8 @@ impl Volume {
             wake: Notify::new(),
             follower: Mutex::default(),
             backup: Mutex::default(),
+            archive: ArchiveView::default(),
+            healing: AtomicBool::new(false),
         })
     }
 
@@ -73,7 +76,7 @@ impl Volume {
         match self.cell.state() {
             State::Target => self.follow(Work::Ship),
             State::Standby => self.follow(Work::Discard),
-            _ => {}
+            _ => resync::wake(self),
         }
     }
 
@@ -115,11 +118,12 @@ impl Volume {
     /// Wrong state, lost logs, an unreachable device.
     pub async fn start_target(self: &Arc<Self>) -> Result<(), RoleError> {
         let transition = self.begin(&[State::Stopped], State::StartTarget, "start")?;
-        self.refuse_gap()?;
-        let info = self.device_info().await?;
-        if let Some(why) = self.lost_logs(&info) {
-            self.remember_gap(&why, Saved::Stopped).await?;
-            return Err(self.gap_error(&why));
+        // Whoever starts it wants it to work: a gap is healed from now on.
+        self.hold(false).await?;
+        if let Err(error) = self.check_continuity().await {
+            drop(transition);
+            resync::wake(self);
+            return Err(error);
         }
         self.book.set_state(Saved::Target).await?;
         self.follow(Work::Ship);
@@ -127,17 +131,26 @@ impl Volume {
         Ok(())
     }
 
+    /// Refuses a log that is not the continuation of what was shipped.
+    async fn check_continuity(&self) -> Result<(), RoleError> {
+        self.refuse_gap()?;
+        let info = self.device_info().await?;
+        let Some(loss) = self.lost_logs(&info) else { return Ok(()) };
+        self.remember_gap(&loss, Saved::Stopped).await?;
+        Err(self.gap_error(&loss.why))
+    }
+
     /// The state is Target from now on, unless the follower has found lost logs already.
-    pub(crate) async fn commit_target(&self, transition: Transition<State>) {
+    pub(crate) async fn commit_target(self: &Arc<Self>, transition: Transition<State>) {
         transition.commit(State::Target);
         self.settle().await;
     }
 
     /// Catches up with a follower that has found lost logs while a transaction was open.
-    async fn settle(&self) {
+    async fn settle(self: &Arc<Self>) {
         let ended = self.follower().and_then(|f| f.has_ended());
-        if let Some(Ended::Lost(why)) = ended {
-            self.lost(&why).await;
+        if let Some(Ended::Lost(loss)) = ended {
+            self.lost(&loss).await;
         }
     }
 
@@ -162,8 +175,9 @@ impl Volume {
         Ok(())
     }
 
-    /// Target -> Stopped, Standby -> SyncReady; with force also FullSync -> SyncReady. Answers when
-    /// that is so. A forced stop may overtake a graceful one.
+    /// Target -> Stopped, Standby -> SyncReady; with force also a backup -> SyncReady. Answers when
+    /// that is so. A forced stop may overtake a graceful one. A gap does not heal by itself any
+    /// more, until a person starts something.
     ///
     /// # Errors
     /// Wrong state; another stop that is as urgent runs.
@@ -172,8 +186,14 @@ impl Volume {
         let guard = self.cell.begin_stop(flag).map_err(|_| {
             RoleError::busy(&self.name, format!("volume {} is being stopped", self.name))
         })?;
-        if self.end_backup(force).await? && self.cell.state() == State::SyncReady {
-            return Ok(());
+        let heals = self.heals_itself() && self.book.read(|r| r.gap.is_some());
+        if self.end_backup(force).await? || heals {
+            // What is stopped is the healing.
+            self.hold(true).await?;
+            self.wake.notify_one();
+            if matches!(self.cell.state(), State::SyncReady | State::Stopped) {
+                return Ok(());
+            }
         }
         let (via, to, saved) = match self.cell.state() {
             State::Standby => (State::StopStandby, State::SyncReady, Saved::SyncReady),
@@ -183,7 +203,11 @@ impl Volume {
         match guard.begin(&from, via) {
             Ok(transition) => {
                 self.unfollow(force).await;
-                if let Err(error) = self.book.set_state(saved).await {
+                let update = self.book.update(|record| {
+                    (record.state, record.held) = (saved, true);
+                    Ok(())
+                });
+                if let Err(error) = update.await {
                     // Not stopped, then: it must not stand there as a target that ships nothing.
                     drop(transition);
                     self.resume();
@@ -202,13 +226,13 @@ impl Volume {
         Ok(())
     }
 
-    /// Ends the full backup that runs, when forced to; whether there was one.
+    /// Ends the backup that runs, when forced to; whether there was one.
     async fn end_backup(&self, force: bool) -> Result<bool, RoleError> {
         let Some(backup) = self.backup.lock().clone() else { return Ok(false) };
         if !force {
             return Err(self.backup_runs());
         }
-        backup.cancel();
+        backup.token().cancel();
         self.cell.wait_until(|v| !v.changing).await;
         Ok(true)
     }
@@ -216,8 +240,8 @@ impl Volume {
     fn backup_runs(&self) -> RoleError {
         let name = &self.name;
         let allowed = ["Target".to_owned(), "Standby".to_owned()];
-        RoleError::wrong_state(name, "stop", State::FullSync, &allowed).with_next_step(format!(
-            "cancel the backup, or walbc stop S {name} --mode force: it can be resumed"
+        RoleError::wrong_state(name, "stop", self.cell.state(), &allowed).with_next_step(format!(
+            "cancel the backup, or walbc stop S {name} --mode force: it can be repeated"
         ))
     }
 
@@ -228,12 +252,12 @@ impl Volume {
     pub async fn reset(&self, gid: Gid) -> Result<(), RoleError> {
         let transition = self.begin(&[State::Stopped], State::Reset, "reset")?;
         let uuid = self.device.reset_log().await?.status.log_uuid;
-        let now_s = unix_seconds();
+        let why = "the log was reset by command, what was not shipped is lost";
+        let loss = Loss::new(Cause::LogReset, why);
         let update = self.book.update(|r| {
-            let why = "the log was reset by command, what was not shipped is lost".to_owned();
-            r.gap.get_or_insert(Gap { since_s: now_s, why });
-            r.history = Some(History::after_reset(uuid, gid, now_s));
-            r.state = Saved::SyncReady;
+            r.gap.get_or_insert(Gap::now(&loss));
+            r.begin_history(uuid, gid, None);
+            (r.state, r.held) = (Saved::SyncReady, true);
             Ok(())
         });
         update.await?;
@@ -252,9 +276,7 @@ impl Volume {
             return Err(error.with_next_step("wait for the backup, or cancel it"));
         }
         let update = self.book.update(|record| {
-            if let Some(history) = &mut record.history {
-                history.backup = None;
-            }
+            record.forget_backup();
             Ok(())
         });
         update.await
@@ -272,145 +294,13 @@ impl Volume {
     }
 
     /// Refuses unless the volume is in one of these states and stays there for now.
-    fn require(&self, allowed: &[State], attempt: &str) -> Result<(), RoleError> {
+    pub(crate) fn require(&self, allowed: &[State], attempt: &str) -> Result<(), RoleError> {
         let view = self.cell.view();
         if view.changing || view.stop != StopFlag::NotStopping || !allowed.contains(&view.state) {
             let allowed: Vec<_> = allowed.iter().map(ToString::to_string).collect();
             return Err(RoleError::wrong_state(&self.name, attempt, view.state, &allowed));
         }
         Ok(())
-    }
-
-    /// Takes an explicit snapshot, which holds every write that the device had acknowledged before.
-    ///
-    /// # Errors
-    /// Wrong state, lost logs, an unreachable device.
-    pub async fn snapshot(&self) -> Result<Mark, RoleError> {
-        self.require(&[State::Target, State::Stopped], "snapshot")?;
-        self.refuse_gap()?;
-        self.snapshot_now().await
-    }
-
-    /// [`Volume::snapshot`] in any state.
-    pub(crate) async fn snapshot_now(&self) -> Result<Mark, RoleError> {
-        let info = self.device_info().await?;
-        if let Some(why) = self.lost_logs(&info) {
-            return Err(self.gap_error(&why));
-        }
-        let lsid = info.status.positions.latest;
-        if info.status.positions.permanent < lsid {
-            self.make_permanent(lsid).await?;
-        }
-        let piece = self.shared.config.piece(info.block_size);
-        let mark = self.record_snapshot(lsid, false, piece).await?;
-        self.wake.notify_one();
-        Ok(mark)
-    }
-
-    /// Waits until the log below `lsid` is permanent. A snapshot beyond that could be lost with
-    /// the power, and its gid would then mean another content.
-    async fn make_permanent(&self, lsid: Lsid) -> Result<(), RoleError> {
-        if self.device.take_checkpoint().await?.permanent >= lsid {
-            return Ok(());
-        }
-        let mut seen = self.device.watch();
-        let reached = |seen: &Seen| matches!(seen, Seen::Up(s) if s.positions.permanent >= lsid);
-        match tokio::time::timeout(PERMANENT_TIMEOUT, seen.wait_for(reached)).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => {
-                let device = self.device.address();
-                let message = format!("device {device} does not make its log permanent");
-                Err(RoleError::new(Reason::Io, message).with_volume(&self.name))
-            }
-        }
-    }
-
-    /// Records a snapshot of everything below `lsid`, durable (I6). Another one may have been taken
-    /// further on meanwhile: then an implicit snapshot is not needed any more, and an explicit one
-    /// is taken there, which holds what it has to hold.
-    pub(crate) async fn record_snapshot(
-        &self,
-        lsid: Lsid,
-        mergeable: bool,
-        piece: Pb,
-    ) -> Result<Mark, RoleError> {
-        let update = self.book.update(|record| {
-            let history = record.history.as_mut().ok_or_else(|| self.never_backed_up())?;
-            let newest = *history.marks.newest();
-            if mergeable && newest.lsid >= lsid {
-                return Ok(newest);
-            }
-            let lsid = lsid.max(newest.lsid);
-            history.marks.take(lsid, mergeable, unix_seconds(), piece).map_err(|e| {
-                RoleError::new(Reason::Overflow, format!("no snapshot of volume {}", self.name))
-                    .with_volume(&self.name)
-                    .with_source(e)
-            })
-        });
-        update.await
-    }
-
-    /// A proxy has acknowledged everything up to `done`: durable before logs are released (I4).
-    pub(crate) async fn acknowledged(&self, done: Mark) -> Result<(), RoleError> {
-        let update = self.book.update(|record| {
-            let history = record.history.as_mut().ok_or_else(|| self.never_backed_up())?;
-            history.marks.acknowledge(done);
-            Ok(())
-        });
-        update.await
-    }
-
-    fn never_backed_up(&self) -> RoleError {
-        let message = format!("volume {} was never backed up", self.name);
-        RoleError::new(Reason::WrongState, message)
-            .with_volume(&self.name)
-            .with_next_step(format!("walbc full-backup S {}", self.name))
-    }
-
-    /// Why the device's log cannot be followed on, if so.
-    fn lost_logs(&self, info: &Info) -> Option<String> {
-        self.book.read(|r| r.history.as_ref().and_then(|h| ship::lost(&info.status, h)))
-    }
-
-    fn refuse_gap(&self) -> Result<(), RoleError> {
-        match self.book.read(|r| r.gap.clone()) {
-            Some(gap) => Err(self.gap_error(&gap.why)),
-            None => Ok(()),
-        }
-    }
-
-    fn gap_error(&self, why: &str) -> RoleError {
-        let name = &self.name;
-        RoleError::overflow(name, gap_text(name, why)).with_next_step(heal_step(name))
-    }
-
-    /// The follower has found that logs were lost: Target -> Stopped, for ever until a backup.
-    pub(crate) async fn lost(&self, why: &str) {
-        let transition = self.cell.begin(&[State::Target], State::StopTarget);
-        let error = self.gap_error(why);
-        tracing::error!(volume = %self.name, error = error.full_message(), "logs were lost");
-        self.progress.failed(&error, None);
-        let saved = if transition.is_ok() { Saved::Stopped } else { self.book.read(|r| r.state) };
-        if let Err(error) = self.remember_gap(why, saved).await {
-            // The next start finds the loss again.
-            tracing::error!(volume = %self.name, error = error.full_message(), "cannot save that");
-        }
-        if let Ok(transition) = transition {
-            transition.commit(State::Stopped);
-        }
-    }
-
-    async fn remember_gap(&self, why: &str, state: Saved) -> Result<(), RoleError> {
-        let update = self.book.update(|record| {
-            let gap = Gap { since_s: unix_seconds(), why: why.to_owned() };
-            record.gap.get_or_insert(gap);
-            record.state = state;
-            if let Some(history) = &mut record.history {
-                history.backup = None;
-            }
-            Ok(())
-        });
-        update.await
     }
 
     /// Begins a transition, or says why not.
@@ -426,16 +316,8 @@ impl Volume {
     /// Wakes the follower; whether there is one.
     pub fn kick(&self) -> bool {
         self.wake.notify_one();
-        matches!(self.cell.state(), State::Target | State::Standby | State::FullSync)
+        let state = self.cell.state();
+        let follows = matches!(state, State::Target | State::Standby) || state.is_backup();
+        follows || self.healing.load(Ordering::Relaxed)
     }
-}
-
-/// What a gap is, for people.
-pub(crate) fn gap_text(name: impl AsRef<str>, why: &str) -> String {
-    format!("volume {}: {why}; snapshots before that stay restorable", name.as_ref())
-}
-
-/// What heals a gap.
-pub(crate) fn heal_step(name: impl AsRef<str>) -> String {
-    format!("walbc full-backup S {} (later: hash-backup)", name.as_ref())
 }

@@ -19,13 +19,13 @@ use server_kit::error::RoleError;
 use server_kit::net::RealConnector;
 use server_kit::shutdown::Shutdown;
 use storage_server::device::address::DeviceAddress;
-use storage_server::device::{Devices, Info, Positions, Seen, Status, WalbDevice};
+use storage_server::device::{Devices, Info, Positions, Regions, Seen, Status, WalbDevice};
 use storage_server::peers::{PeerNames, Peers};
 use storage_server::registry::Registry;
 use storage_server::shared::{Config, Shared};
 use tokio::sync::watch;
 use wlog_format::superblock::{DeviceName, SUPER_OFFSET_BYTES, SuperBlock};
-use wlog_format::units::{BlockSize, Lb, Lsid};
+use wlog_format::units::{BlockSize, Lb, LogUuid, Lsid};
 
 const VOLUMES: usize = 300;
 
@@ -98,6 +98,16 @@ impl WalbDevice for Quiet {
     fn resize(&self, _: Lb) -> BoxFuture<'_, Result<Info, RoleError>> {
         self.info()
     }
+    fn regions(&self, _: LogUuid, _: Lsid) -> BoxFuture<'_, Result<Regions, RoleError>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(Regions::Unknown(String::new())) })
+    }
+    fn begin_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
+        self.info()
+    }
+    fn end_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
+        self.info()
+    }
     fn watch(&self) -> watch::Receiver<Seen> {
         self.seen.subscribe()
     }
@@ -125,6 +135,8 @@ fn config() -> Config {
         retry_min: Duration::from_millis(10),
         retry_max: Duration::from_millis(10),
         buffer_memory: 32 << 20,
+        archive_poll: Duration::from_millis(10),
+        auto_resync: true,
     }
 }
 

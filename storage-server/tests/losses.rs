@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use block_io::OpenOptions;
 use common::{Behaviour, Cluster, StorageOptions, VOLUME, eventually};
 use proto::v1::device_control_client::DeviceControlClient;
-use proto::v1::{Reason, StorageMode, VolumeRef};
+use proto::v1::{GapCause, Reason, StorageMode, VolumeRef};
 use server_kit::error::RoleError;
 use server_kit::net::{Connector, Endpoint, RealConnector};
 use tonic::Status;
@@ -41,7 +41,8 @@ async fn an_overflow_stops_the_target_and_is_remembered_until_a_backup_heals_it(
         assert_eq!((view.state.as_str(), view.overflow), ("Stopped", true));
         assert!(view.gap_since_s > 0);
         assert!(view.error.contains("overflowed"), "{}", view.error);
-        assert!(view.error.contains("full-backup"), "what heals it: {}", view.error);
+        assert!(view.error.contains("walbc hash-backup S vol"), "what heals it: {}", view.error);
+        assert_eq!(view.gap_cause(), GapCause::Overflow);
         let refused = cluster.storage.snapshot(VOLUME).await.unwrap_err();
         assert_eq!(reason(&refused), Reason::Overflow, "no snapshot across a gap");
         let refused = cluster.storage.start_volume(VOLUME, StorageMode::Target).await.unwrap_err();
@@ -70,6 +71,7 @@ async fn a_log_that_somebody_else_resets_is_a_gap() {
     let view = cluster.storage.get(VOLUME).await;
     assert!(view.error.contains("reset by somebody else"), "{}", view.error);
     assert!(view.gap_since_s > 0);
+    assert_eq!(view.gap_cause(), GapCause::LogReset);
 }
 
 /// Overwrites bytes of the log device behind everybody's back.

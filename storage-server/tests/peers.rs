@@ -52,7 +52,7 @@ async fn other_peers_are_used_at_once_and_after_a_restart() {
     assert_eq!(ids, ["p0", "p1"], "flags tell no ids, the proxies do");
     assert_eq!(first.archive.unwrap().address, cluster.archive.endpoint.to_string());
 
-    let promoted = StubArchive::start_as(cluster.dir.path(), "a1").await;
+    let promoted = StubArchive::start_as(cluster.dir.path(), "a1", &cluster.wire).await;
     let wanted = others(&cluster, &promoted);
     set_peers(&cluster, wanted.clone()).await.unwrap();
     let before = cluster.wire.stored().len();
@@ -73,7 +73,7 @@ async fn other_peers_are_used_at_once_and_after_a_restart() {
 #[tokio::test]
 async fn other_flags_win_over_peers_that_were_set_and_those_are_forgotten() {
     let mut cluster = Cluster::new(4, StorageOptions::default()).await;
-    let archive = StubArchive::start_as(cluster.dir.path(), "a1").await;
+    let archive = StubArchive::start_as(cluster.dir.path(), "a1", &cluster.wire).await;
     set_peers(&cluster, others(&cluster, &archive)).await.unwrap();
     let flags = cluster.storage.args.proxy.clone();
     cluster.storage.args.proxy = flags[..1].to_vec();
@@ -89,7 +89,7 @@ async fn other_flags_win_over_peers_that_were_set_and_those_are_forgotten() {
 #[tokio::test]
 async fn a_kill_while_peers_are_set_leaves_the_old_or_the_new_ones() {
     let mut cluster = Cluster::new(4, StorageOptions::default()).await;
-    let archive = StubArchive::start_as(cluster.dir.path(), "a1").await;
+    let archive = StubArchive::start_as(cluster.dir.path(), "a1", &cluster.wire).await;
     let wanted = others(&cluster, &archive);
     let mut kept = 0;
     for steps in 0..=4 {
@@ -135,7 +135,7 @@ async fn a_backup_to_an_archive_that_is_primary_no_more_is_given_up() {
     cluster.archive.change(|disk| disk.hang_at = Some(2 << 20));
     let id = cluster.storage.begin_backup(VOLUME).await.unwrap().id;
     cluster.archive.hanging.notified().await;
-    let archive = StubArchive::start_as(cluster.dir.path(), "a1").await;
+    let archive = StubArchive::start_as(cluster.dir.path(), "a1", &cluster.wire).await;
     set_peers(&cluster, others(&cluster, &archive)).await.unwrap();
     let ended = cluster.storage.ended(&id).await;
     assert!(ended.error.contains("primary"), "{}", ended.error);

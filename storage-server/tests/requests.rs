@@ -112,7 +112,8 @@ async fn numbers_that_make_no_sense_are_refused() {
     let stop = StopRequest { volume: VOLUME.into(), mode: 77 };
     assert_eq!(reason(client.stop(stop).await), Reason::BadRequest);
     for bulk_bytes in [1, 4095, 5000, (1 << 20) + 4096, u64::MAX] {
-        let backup = FullBackupRequest { volume: VOLUME.into(), bulk_bytes, resume: false };
+        let backup =
+            FullBackupRequest { volume: VOLUME.into(), bulk_bytes, ..FullBackupRequest::default() };
         assert_eq!(reason(client.full_backup(backup).await), Reason::BadRequest, "{bulk_bytes}");
     }
     assert_eq!(cluster.storage.get(VOLUME).await.state, "SyncReady");

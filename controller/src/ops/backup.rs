@@ -138,7 +138,12 @@ pub async fn full_backup(
                 prepare_full(ctl, storage, volume, primary, watch).await?;
             }
             let bulk_bytes = options.bulk_bytes;
-            let request = v1::FullBackupRequest { volume: volume.to_owned(), bulk_bytes, resume };
+            let request = v1::FullBackupRequest {
+                volume: volume.to_owned(),
+                bulk_bytes,
+                resume,
+                ..v1::FullBackupRequest::default()
+            };
             let call = async || client.clone().full_backup(request.clone()).await.at(server);
             let kind = (Kind::Full.verb(), volume);
             let ended = lost::start_and_follow(ctl, server, kind, watch, call).await?;

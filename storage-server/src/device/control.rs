@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use proto::convert;
 use proto::v1::device_control_client::DeviceControlClient;
 use proto::v1::{
-    DeviceEvent, DeviceVolume, LogPositions, ResizeRequest, SetOldestRequest, VolumeRef,
+    DeviceEvent, DeviceVolume, LogPositions, RegionsReply, RegionsRequest, ResizeRequest,
+    SetOldestRequest, VolumeRef,
 };
 use server_kit::error::RoleError;
 use server_kit::net::{Connector, Endpoint};
@@ -21,10 +22,10 @@ use server_kit::retry::Backoff;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Response, Status as RpcStatus};
-use wlog_format::units::{BlockSize, Lb, Lsid, Pb, Salt};
+use wlog_format::units::{BlockSize, Lb, LogUuid, Lsid, Pb, Salt};
 
 use super::address::DeviceAddress;
-use super::{Devices, Info, Positions, Seen, Status, WalbDevice};
+use super::{Devices, Info, Positions, Regions, Seen, Status, WalbDevice};
 
 /// The device role is on this host: it answers soon, or something is wrong. A log reset waits for
 /// its backlog, so it has no limit.
@@ -172,6 +173,37 @@ impl WalbDevice for ControlDevice {
         Box::pin(async move { self.parsed(self.answer(client.resize(request)).await?) })
     }
 
+    fn regions(&self, log: LogUuid, since: Lsid) -> BoxFuture<'_, Result<Regions, RoleError>> {
+        let mut client = self.client.clone();
+        let request = RegionsRequest {
+            volume: self.address.name.clone(),
+            log_uuid: convert::uuid_bytes(log),
+            since_lsid: since.0,
+        };
+        Box::pin(async move {
+            let reply = self.answer(client.list_regions(request)).await?;
+            regions(reply).ok_or_else(|| self.nonsense())
+        })
+    }
+
+    fn begin_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
+        let mut client = self.client.clone();
+        Box::pin(async move {
+            let reply = client.begin_overwrite(self.volume()).await;
+            let reply = reply.map_err(|s| RoleError::from_status(self.peer(), &s))?;
+            self.parsed(reply.into_inner())
+        })
+    }
+
+    fn end_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
+        let mut client = self.client.clone();
+        Box::pin(async move {
+            let reply = client.end_overwrite(self.volume()).await;
+            let reply = reply.map_err(|s| RoleError::from_status(self.peer(), &s))?;
+            self.parsed(reply.into_inner())
+        })
+    }
+
     fn watch(&self) -> watch::Receiver<Seen> {
         let (shown, receiver) = watch::channel(Seen::Nothing);
         tokio::spawn(self.clone().follow(shown));
@@ -205,6 +237,16 @@ fn status(event: DeviceEvent) -> Option<Status> {
         size: Lb(event.size_lb),
         log_uuid: convert::uuid(&event.log_uuid).ok()?,
     })
+}
+
+fn regions(reply: RegionsReply) -> Option<Regions> {
+    if !reply.known {
+        return Some(Regions::Unknown(reply.why_unknown));
+    }
+    let mut ranges: Vec<_> = reply.ranges.iter().map(|r| r.begin..r.end).collect();
+    ranges.retain(|r| !r.is_empty());
+    let ordered = ranges.is_sorted_by(|a, b| a.end <= b.start);
+    (ordered && ranges.len() == reply.ranges.len()).then_some(Regions::Known(ranges))
 }
 
 fn info(volume: DeviceVolume) -> Option<Info> {

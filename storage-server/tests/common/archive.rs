@@ -1,5 +1,8 @@
-//! A stub archive: receives full backups into memory, resumes them, breaks off when told to.
+//! A stub archive: receives full and hash backups into memory, resumes full ones, breaks off when
+//! told to. It has what the proxies hold as soon as they hold it, unless it is told not to.
 
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,14 +10,24 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::v1::archive_server::{Archive, ArchiveServer};
 use proto::v1::full_sync_request::Step;
+use proto::v1::hash_sync_reply::Step as Told;
+use proto::v1::hash_sync_request::Step as HashStep;
 use proto::v1::*;
 use server_kit::error::RoleError;
+use server_kit::hash_sync::{self, Seed};
 use server_kit::net::{Endpoint, Listener, serve};
+use server_kit::scan;
 use server_kit::shutdown::Shutdown;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
+use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo};
+use wdiff_format::sorted_reader::SortedReader;
+use wlog_format::units::Lb;
+
+use super::Wire;
 
 #[derive(Default)]
 pub struct Disk {
@@ -33,6 +46,29 @@ pub struct Disk {
     pub hang_at: Option<usize>,
     pub lose_answer: bool,
     pub refuse: bool,
+    /// Nothing beyond this gid arrives from the proxies.
+    pub delivered_to: Option<u64>,
+    /// Hash backups that were begun.
+    pub hash_syncs: Vec<HashSyncStart>,
+    /// The hash backup breaks off at its end.
+    pub break_hash: bool,
+    /// How often it was asked how the volume stands.
+    pub asked: usize,
+}
+
+impl Disk {
+    /// The base with what has arrived.
+    fn latest(&self, wire: &Wire) -> Option<Snapshot> {
+        let base = self.base?;
+        let limit = self.delivered_to.unwrap_or(u64::MAX);
+        let begin = wire.reachable(&self.base_uuid, base.gid_begin, limit);
+        Some(Snapshot { gid_begin: begin, gid_end: base.gid_end.max(begin) })
+    }
+
+    fn restore(&self, wire: &Wire, uuid: &[u8], gid: u64) -> Vec<u8> {
+        let from = self.base.map_or(0, |base| base.gid_begin);
+        wire.restore(self.image.clone(), uuid, from, gid)
+    }
 }
 
 #[derive(Clone)]
@@ -40,28 +76,40 @@ pub struct StubArchive {
     pub endpoint: Endpoint,
     pub disk: Arc<Mutex<Disk>>,
     pub hanging: Arc<Notify>,
+    wire: Wire,
     _task: Arc<JoinHandle<()>>,
 }
 
 impl StubArchive {
-    pub async fn start(dir: &Path) -> Self {
-        Self::start_as(dir, "a0").await
+    pub async fn start(dir: &Path, wire: &Wire) -> Self {
+        Self::start_as(dir, "a0", wire).await
     }
 
-    pub async fn start_as(dir: &Path, name: &str) -> Self {
+    pub async fn start_as(dir: &Path, name: &str, wire: &Wire) -> Self {
         let endpoint = Endpoint::Unix(dir.join(format!("{name}.sock")));
         let (disk, hanging): (Arc<Mutex<Disk>>, Arc<Notify>) = Default::default();
         let listener = Listener::bind(&endpoint, false).await.unwrap();
-        let service = Service { disk: Arc::clone(&disk), hanging: Arc::clone(&hanging) };
+        let service =
+            Service { disk: Arc::clone(&disk), hanging: Arc::clone(&hanging), wire: wire.clone() };
         let routes = Routes::new(ArchiveServer::new(service));
         let task = tokio::spawn(async move {
             serve(listener, routes, &Shutdown::new()).await.unwrap();
         });
-        Self { endpoint, disk, hanging, _task: Arc::new(task) }
+        Self { endpoint, disk, hanging, wire: wire.clone(), _task: Arc::new(task) }
     }
 
     pub fn image(&self) -> Vec<u8> {
         self.disk.lock().image.clone()
+    }
+
+    /// The newest that it can restore.
+    pub fn latest(&self) -> Snapshot {
+        self.disk.lock().latest(&self.wire).unwrap()
+    }
+
+    /// Its image with what the proxies hold of this log.
+    pub fn restore(&self, uuid: &[u8], gid: u64) -> Vec<u8> {
+        self.disk.lock().restore(&self.wire, uuid, gid)
     }
 
     pub fn change(&self, change: impl FnOnce(&mut Disk)) {
@@ -72,6 +120,48 @@ impl StubArchive {
 struct Service {
     disk: Arc<Mutex<Disk>>,
     hanging: Arc<Notify>,
+    wire: Wire,
+}
+
+type Replies = tonic::codegen::BoxStream<HashSyncReply>;
+
+/// What the sender says in a hash sync, until its end.
+async fn gather(
+    mut requests: Streaming<HashSyncRequest>,
+    refs: mpsc::Sender<BulkRefs>,
+) -> Option<(Vec<u8>, Snapshot)> {
+    let mut data = Vec::new();
+    while let Ok(Some(message)) = requests.message().await {
+        match message.step.unwrap() {
+            HashStep::Start(_) => panic!("a second start"),
+            HashStep::Wanted(wanted) => refs.try_send(wanted).unwrap(),
+            HashStep::Data(chunk) => {
+                data.extend_from_slice(&server_kit::chunks::decode(chunk).unwrap());
+            }
+            HashStep::End(end) => {
+                assert_eq!(end.total_bytes, data.len() as u64);
+                let Some(hash_sync_end::Result::Backup(backup)) = end.result else { panic!() };
+                return Some((data, backup));
+            }
+        }
+    }
+    None
+}
+
+/// The image with a wdiff.
+fn applied(image: &[u8], wdiff: &[u8]) -> Vec<u8> {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(image).unwrap();
+    let options = RedoOptions {
+        discards: Discards::Zero,
+        beyond_end: BeyondEnd::Fail,
+        image_blocks: Lb(image.len() as u64 / 512),
+        threads: 1,
+    };
+    redo(SortedReader::new(wdiff, "sent").unwrap(), &mut file, &options).unwrap();
+    let mut result = vec![0; image.len()];
+    file.read_exact_at(&mut result, 0).unwrap();
+    result
 }
 
 impl Service {
@@ -125,6 +215,7 @@ impl Archive for Service {
                 break_at: disk.break_at,
                 hang_at: disk.hang_at,
                 lose_answer: disk.lose_answer,
+                delivered_to: disk.delivered_to,
                 ..Disk::default()
             };
         }
@@ -164,16 +255,83 @@ impl Archive for Service {
         Err(Status::aborted("the stream has no end"))
     }
 
-    async fn get(&self, request: Request<VolumeRef>) -> Result<Response<ArchiveVolume>, Status> {
+    async fn prepare_hash_sync(
+        &self,
+        _: Request<PrepareHashSyncRequest>,
+    ) -> Result<Response<PrepareHashSyncReply>, Status> {
         let disk = self.disk.lock();
+        if disk.refuse {
+            return Err(RoleError::no_space("the stub is full").into());
+        }
+        let Some(latest) = disk.latest(&self.wire) else {
+            return Err(RoleError::wrong_state("vol", "compare", "SyncReady", &[]).into());
+        };
+        Ok(Response::new(PrepareHashSyncReply {
+            session: "h".into(),
+            latest: Some(latest),
+            log_uuid: disk.base_uuid.clone(),
+        }))
+    }
+
+    async fn hash_sync(
+        &self,
+        request: Request<Streaming<HashSyncRequest>>,
+    ) -> Result<Response<Replies>, Status> {
+        let mut requests = request.into_inner();
+        let Some(HashStep::Start(start)) = requests.message().await?.unwrap().step else {
+            panic!("no start")
+        };
+        assert_eq!(start.session, "h");
+        let (image, breaks) = {
+            let mut disk = self.disk.lock();
+            disk.hash_syncs.push(start.clone());
+            let latest = disk.latest(&self.wire).unwrap();
+            let image = disk.restore(&self.wire, &disk.base_uuid, latest.gid_begin);
+            (image, disk.break_hash)
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &image).unwrap();
+        let options = block_io::OpenOptions { direct: false, ..Default::default() };
+        let device = block_io::open(file.path(), options).unwrap();
+        let cells = scan::cells(device, hash_sync::spans(&start).unwrap(), 0);
+        let (replies, receiver) = mpsc::channel(8);
+        let (refs, asked) = mpsc::channel(hash_sync::QUESTIONS_MAX);
+        let seed = Seed::new(&start.seed).unwrap();
+        tokio::spawn(hash_sync::answer(seed, cells, asked, replies.clone()));
+        let disk = Arc::clone(&self.disk);
+        tokio::spawn(async move {
+            let _file = file;
+            let Some((wdiff, backup)) = gather(requests, refs).await else { return };
+            let answer = if breaks {
+                Err(Status::unavailable("the stub breaks off"))
+            } else {
+                let mut disk = disk.lock();
+                disk.image = applied(&image, &wdiff);
+                (disk.base, disk.base_uuid) = (Some(backup), start.log_uuid);
+                let done = HashSyncDone { wdiff_bytes: wdiff.len() as u64 };
+                match disk.lose_answer {
+                    true => Err(Status::unavailable("the answer is lost")),
+                    false => Ok(HashSyncReply { step: Some(Told::Done(done)) }),
+                }
+            };
+            let _ = replies.send(answer).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn get(&self, request: Request<VolumeRef>) -> Result<Response<ArchiveVolume>, Status> {
+        let mut disk = self.disk.lock();
+        disk.asked += 1;
         if disk.lose_answer {
             return Err(Status::unavailable("cut off"));
         }
+        let latest = disk.latest(&self.wire);
         let state = if disk.base.is_some() { "Archived" } else { "SyncReady" };
         Ok(Response::new(ArchiveVolume {
             volume: request.into_inner().volume,
             state: state.into(),
             log_uuid: disk.base_uuid.clone(),
+            latest,
             ..ArchiveVolume::default()
         }))
     }

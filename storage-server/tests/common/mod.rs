@@ -74,7 +74,7 @@ impl Cluster {
         for name in ["p0", "p1"] {
             proxies.push(StubProxy::start(dir.path(), name, wire.clone()).await);
         }
-        let archive = StubArchive::start(dir.path()).await;
+        let archive = StubArchive::start(dir.path(), &wire).await;
         let addresses: Vec<_> = proxies.iter().map(|p| p.endpoint.clone()).collect();
         let storage =
             Storage::start(dir.path(), &archive.endpoint, &addresses, &wire, options).await;
@@ -100,7 +100,7 @@ impl Cluster {
         let gid = self.storage.snapshot(VOLUME).await.unwrap().gid;
         let uuid = self.shipped(gid).await;
         let device = self.device.image().await;
-        checks::same_image(&device, &self.wire.restore(self.archive.image(), &uuid, gid));
+        checks::same_image(&device, &self.archive.restore(&uuid, gid));
     }
 
     /// Waits until `gid` of the present log is at a proxy; the log's uuid.

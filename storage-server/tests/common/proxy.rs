@@ -19,7 +19,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use wlog_format::pack::RecordKind;
 use wlog_format::stream::PackDecoder;
-use wlog_format::units::{BlockSize, Lsid, Salt, to_usize};
+use wlog_format::units::{BlockSize, LogUuid, Lsid, Salt, to_usize};
 
 use super::eventually;
 use super::storage::on_disk;
@@ -45,6 +45,8 @@ pub struct Stored {
     pub end: WlogEnd,
     pub bytes: Bytes,
     pub acknowledged: bool,
+    /// The proxy has lost it before it was at the archive.
+    pub lost: bool,
 }
 
 impl Stored {
@@ -171,13 +173,33 @@ impl Wire {
         .await;
     }
 
-    /// The base, which is of gid 0 or later, with everything of this log up to `gid`.
-    pub fn restore(&self, mut image: Vec<u8>, uuid: &[u8], gid: u64) -> Vec<u8> {
+    /// The gids that an archive with a base of `from` can restore, up to `limit`.
+    pub fn reachable(&self, uuid: &[u8], from: u64, limit: u64) -> u64 {
+        let stored = self.stored();
+        let mut at = from;
+        let follows = |s: &&Stored, at| {
+            s.start.log_uuid == uuid && !s.lost && s.diff().0 == at && s.diff().1 <= limit
+        };
+        while let Some(next) = stored.iter().rev().find(|s| follows(s, at)) {
+            at = next.diff().1;
+        }
+        at
+    }
+
+    /// What this proxy holds beyond `gid` is gone.
+    fn lose(&self, proxy: &str, gid: u64) {
+        let mut log = self.0.lock();
+        let lost = |s: &&mut Stored| s.proxy == proxy && s.diff().1 > gid;
+        log.stored.iter_mut().filter(lost).for_each(|s| s.lost = true);
+    }
+
+    /// The base, which is of gid `from` or later, with everything of this log up to `gid`.
+    pub fn restore(&self, mut image: Vec<u8>, uuid: &[u8], from: u64, gid: u64) -> Vec<u8> {
         self.assert_sound();
         let stored = self.stored();
         let latest = stored.iter().filter(|s| s.start.log_uuid == uuid);
         let by_begin: BTreeMap<u64, &Stored> = latest.map(|s| (s.diff().0, s)).collect();
-        let (mut at, mut lsid) = (0, 0);
+        let (mut at, mut lsid) = (from, 0);
         while at != gid {
             let next = by_begin.get(&at).unwrap_or_else(|| panic!("no diff begins at gid {at}"));
             assert_eq!(next.start.begin_lsid, lsid, "a gap or overlap before gid {at}");
@@ -191,6 +213,8 @@ impl Wire {
 pub struct StubProxy {
     pub endpoint: Endpoint,
     behaviour: Arc<Mutex<Behaviour>>,
+    /// Identity of what it stores; none: the volume is Clear.
+    store: Store,
     name: String,
     wire: Wire,
     running: Option<(Shutdown, JoinHandle<()>)>,
@@ -201,7 +225,8 @@ impl StubProxy {
         let endpoint = Endpoint::Unix(dir.join(format!("{name}.sock")));
         let behaviour = Arc::new(Mutex::new(Behaviour::Accept));
         let name = name.to_owned();
-        let mut proxy = Self { endpoint, behaviour, name, wire, running: None };
+        let store = Arc::new(Mutex::new(Some(new_store())));
+        let mut proxy = Self { endpoint, behaviour, store, name, wire, running: None };
         proxy.up().await;
         proxy
     }
@@ -210,7 +235,8 @@ impl StubProxy {
         let shutdown = Shutdown::new();
         let listener = Listener::bind(&self.endpoint, false).await.unwrap();
         let (name, wire) = (self.name.clone(), self.wire.clone());
-        let service = Service { name, behaviour: Arc::clone(&self.behaviour), wire };
+        let (behaviour, store) = (Arc::clone(&self.behaviour), Arc::clone(&self.store));
+        let service = Service { name, behaviour, store, wire };
         let id = self.name.parse().unwrap();
         let host = HostService {
             role: Role::Proxy,
@@ -236,11 +262,24 @@ impl StubProxy {
     pub fn behave(&self, behaviour: Behaviour) {
         *self.behaviour.lock() = behaviour;
     }
+
+    /// Its data is lost, but for what the archive has: `gid`. It is set up again at once or not.
+    pub fn lose_data(&self, gid: u64, set_up: bool) {
+        self.wire.lose(&self.name, gid);
+        *self.store.lock() = set_up.then(new_store);
+    }
+}
+
+type Store = Arc<Mutex<Option<Bytes>>>;
+
+fn new_store() -> Bytes {
+    Bytes::copy_from_slice(&LogUuid::random().0)
 }
 
 struct Service {
     name: String,
     behaviour: Arc<Mutex<Behaviour>>,
+    store: Store,
     wire: Wire,
 }
 
@@ -255,6 +294,9 @@ impl Proxy for Service {
         request: Request<Streaming<WlogTransferRequest>>,
     ) -> Result<Response<WlogTransferReply>, Status> {
         let behaviour = *self.behaviour.lock();
+        if self.store.lock().is_none() {
+            return Err(RoleError::unknown_volume("vol").into());
+        }
         if behaviour == Behaviour::Refuse {
             return Err(RoleError::no_space("the stub is full").into());
         }
@@ -286,14 +328,14 @@ impl Proxy for Service {
                         self.wire.complain(format!("{sent} blocks exceed what was announced"));
                     }
                     self.wire.check_told(&start, &end);
-                    let stored = Stored { proxy, start, end, bytes, acknowledged };
+                    let stored = Stored { proxy, start, end, bytes, acknowledged, lost: false };
                     self.wire.0.lock().stored.push(stored);
                     return match behaviour {
                         Behaviour::LoseAck => Err(Status::unavailable("the answer is lost")),
-                        _ => Ok(Response::new(WlogTransferReply {
-                            wdiff_bytes: 1,
-                            ..Default::default()
-                        })),
+                        _ => {
+                            let store_uuid = self.store.lock().clone().unwrap_or_default();
+                            Ok(Response::new(WlogTransferReply { wdiff_bytes: 1, store_uuid }))
+                        }
                     };
                 }
             }
@@ -323,8 +365,11 @@ impl Proxy for Service {
     async fn stop(&self, _: Request<StopRequest>) -> Result<Response<Empty>, Status> {
         not_here()
     }
-    async fn get(&self, _: Request<VolumeRef>) -> Result<Response<ProxyVolume>, Status> {
-        not_here()
+    async fn get(&self, r: Request<VolumeRef>) -> Result<Response<ProxyVolume>, Status> {
+        let (volume, store) = (r.into_inner().volume, self.store.lock().clone());
+        let state = if store.is_some() { "Started" } else { "Clear" }.to_owned();
+        let store_uuid = store.unwrap_or_default();
+        Ok(Response::new(ProxyVolume { volume, state, store_uuid, ..Default::default() }))
     }
     async fn list(&self, _: Request<Empty>) -> Result<Response<ProxyVolumeList>, Status> {
         not_here()

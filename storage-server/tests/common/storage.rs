@@ -9,10 +9,11 @@ use std::time::Duration;
 use ::storage_server::book::{self, Record};
 use ::storage_server::device::address::DeviceAddress;
 use ::storage_server::device::control::ControlDevices;
-use ::storage_server::device::{Devices, Info, Positions, Seen, WalbDevice};
-use ::storage_server::serve::{ServeArgs, StorageRole, World};
+use ::storage_server::device::{Devices, Info, Positions, Regions, Seen, WalbDevice};
+use ::storage_server::serve::{Resync, ServeArgs, StorageRole, World};
 use ::storage_server::state::Saved;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use proto::v1::host_client::HostClient;
 use proto::v1::storage_client::StorageClient;
 use proto::v1::*;
@@ -26,7 +27,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::Channel;
 use wdiff_format::io_at::ReadObject;
-use wlog_format::units::{Lb, Lsid};
+use wlog_format::units::{Lb, LogUuid, Lsid};
 
 use super::proxy::Wire;
 
@@ -153,13 +154,23 @@ pub fn on_disk(base: &Path, volume: &str) -> Option<Record> {
 }
 
 /// Devices that look, at each release of logs, whether that is allowed (I4).
-struct Watched(ControlDevices, Wire, PathBuf);
+struct Watched(ControlDevices, Wire, PathBuf, Map);
 
-struct WatchedDevice(Arc<dyn WalbDevice>, Wire, PathBuf);
+struct WatchedDevice(Arc<dyn WalbDevice>, Wire, PathBuf, Map);
+
+/// What the device is asked about its regions, and what it shall answer.
+#[derive(Default)]
+pub struct Script {
+    pub answer: Option<Regions>,
+    pub asked: Vec<(LogUuid, Lsid)>,
+}
+
+pub type Map = Arc<Mutex<Script>>;
 
 impl Devices for Watched {
     fn find(&self, address: &DeviceAddress) -> Arc<dyn WalbDevice> {
-        Arc::new(WatchedDevice(self.0.find(address), self.1.clone(), self.2.clone()))
+        let Self(real, wire, base, map) = self;
+        Arc::new(WatchedDevice(real.find(address), wire.clone(), base.clone(), map.clone()))
     }
 }
 
@@ -201,6 +212,20 @@ impl WalbDevice for WatchedDevice {
     fn resize(&self, size: Lb) -> BoxFuture<'_, Result<Info, RoleError>> {
         self.0.resize(size)
     }
+    fn regions(&self, log: LogUuid, since: Lsid) -> BoxFuture<'_, Result<Regions, RoleError>> {
+        let mut scripted = self.3.lock();
+        scripted.asked.push((log, since));
+        match scripted.answer.clone() {
+            Some(answer) => Box::pin(async { Ok(answer) }),
+            None => self.0.regions(log, since),
+        }
+    }
+    fn begin_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
+        self.0.begin_overwrite()
+    }
+    fn end_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
+        self.0.end_overwrite()
+    }
     fn watch(&self) -> watch::Receiver<Seen> {
         self.0.watch()
     }
@@ -217,11 +242,19 @@ pub struct StorageOptions {
     pub max_wlog_send: u64,
     pub snapshot_interval: Duration,
     pub fuse: Option<Arc<Fuse>>,
+    pub resync: Resync,
+    pub archive_poll: Duration,
 }
 
 impl Default for StorageOptions {
     fn default() -> Self {
-        Self { max_wlog_send: 1 << 20, snapshot_interval: Duration::from_millis(50), fuse: None }
+        Self {
+            max_wlog_send: 1 << 20,
+            snapshot_interval: Duration::from_millis(50),
+            fuse: None,
+            resync: Resync::Manual,
+            archive_poll: Duration::from_secs(3600),
+        }
     }
 }
 
@@ -230,6 +263,7 @@ pub struct Storage {
     pub args: ServeArgs,
     wire: Wire,
     pub base: PathBuf,
+    pub map: Map,
     channel: Channel,
 }
 
@@ -255,7 +289,8 @@ impl Storage {
             ..ServeArgs::default()
         };
         let channel = RealConnector.channel(&listen);
-        let mut storage = Self { runtime: None, args, wire: wire.clone(), base, channel };
+        let (wire, map) = (wire.clone(), Map::default());
+        let mut storage = Self { runtime: None, args, wire, base, map, channel };
         storage.revive(options).await;
         storage
     }
@@ -269,10 +304,13 @@ impl Storage {
             .unwrap();
         let mut args = self.args.clone();
         args.max_wlog_send = Some(Size(options.max_wlog_send));
+        args.resync = Some(options.resync);
+        args.archive_poll = Some(Span(options.archive_poll));
         args.snapshot_interval = Some(Span(options.snapshot_interval));
         let mut world = World::real();
         let control = ControlDevices::new(Arc::clone(&world.connector));
-        world.devices = Arc::new(Watched(control, self.wire.clone(), self.base.clone()));
+        let (wire, map) = (self.wire.clone(), Arc::clone(&self.map));
+        world.devices = Arc::new(Watched(control, wire, self.base.clone(), map));
         if let Some(fuse) = options.fuse {
             world.open_dir = Arc::new(move |path| {
                 let dir = Arc::new(RealDir::create(path)?);
@@ -342,7 +380,12 @@ impl Storage {
     }
 
     pub async fn begin_backup_as(&self, volume: &str, resume: bool) -> Result<Operation, Status> {
-        let request = FullBackupRequest { volume: volume.into(), bulk_bytes: 64 << 10, resume };
+        let request = FullBackupRequest {
+            volume: volume.into(),
+            bulk_bytes: 64 << 10,
+            resume,
+            scan_bytes_per_s: 0,
+        };
         Ok(self.client().full_backup(request).await?.into_inner())
     }
 
@@ -360,7 +403,22 @@ impl Storage {
     /// The gid of the backup, or how it failed.
     pub async fn full_backup(&self, volume: &str) -> Result<u64, Operation> {
         let id = self.begin_backup(volume).await.unwrap().id;
-        let operation = self.ended(&id).await;
+        self.gid_of(&id).await
+    }
+
+    pub async fn begin_hash_backup(&self, volume: &str) -> Result<Operation, Status> {
+        let request = HashBackupRequest { volume: volume.into(), ..HashBackupRequest::default() };
+        Ok(self.client().hash_backup(request).await?.into_inner())
+    }
+
+    /// The gid of the backup, or how it failed.
+    pub async fn hash_backup(&self, volume: &str) -> Result<u64, Operation> {
+        let id = self.begin_hash_backup(volume).await.unwrap().id;
+        self.gid_of(&id).await
+    }
+
+    async fn gid_of(&self, id: &str) -> Result<u64, Operation> {
+        let operation = self.ended(id).await;
         match operation.status() {
             OperationStatus::Done => Ok(operation.gid.unwrap()),
             _ => Err(operation),
