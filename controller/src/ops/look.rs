@@ -6,6 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use proto::v1;
 use serde::Serialize;
 
+use super::health::{self, Problem};
+use super::peers::{self, StoragePeers};
 use super::{run, sync};
 use crate::client::{At, Controller, or_clear, volume_ref};
 use crate::error::{ControlError, Exit};
@@ -82,6 +84,8 @@ pub struct VolumeStatus {
     pub restorable_age_s: Option<u64>,
     /// Each server that knows the volume, in the order of the group.
     pub views: Vec<(String, View)>,
+    /// What is wrong beyond the errors that the servers report themselves.
+    pub problems: Vec<Problem>,
 }
 
 /// The whole group.
@@ -91,18 +95,22 @@ pub struct Status {
     pub volumes: Vec<VolumeStatus>,
     /// Servers that do not answer.
     pub unreachable: Vec<ControlError>,
+    /// Whom the storage servers talk to.
+    pub peers: Vec<StoragePeers>,
 }
 
 impl Status {
-    /// Done when all is well; else what is worst.
+    /// Done when all is well, failed when something is wrong with a volume, unreachable when a server
+    /// does not answer.
     #[must_use]
     pub fn exit(&self) -> Exit {
         if !self.unreachable.is_empty() {
             return Exit::Unreachable;
         }
-        let ill =
-            self.volumes.iter().flat_map(|v| &v.views).any(|(_, view)| view.error().is_some());
-        if ill { Exit::Failed } else { Exit::Done }
+        let ill = |v: &VolumeStatus| {
+            !v.problems.is_empty() || v.views.iter().any(|(_, view)| view.error().is_some())
+        };
+        if self.volumes.iter().any(ill) { Exit::Failed } else { Exit::Done }
     }
 }
 
@@ -168,7 +176,10 @@ pub async fn volumes(ctl: &Controller, name: &str) -> Result<Vec<String>, Contro
 /// One picture of all servers and volumes, or of one volume.
 pub async fn status(ctl: &Controller, only: Option<&str>) -> Status {
     let servers = ctl.group().servers();
-    let answers = futures::future::join_all(servers.iter().map(|s| views(ctl, s))).await;
+    let answers = futures::future::join_all(servers.iter().map(|s| views(ctl, s)));
+    let storages = ctl.names(ServerRole::Storage);
+    let peers = futures::future::join_all(storages.iter().map(|name| peers::peers(ctl, name)));
+    let (answers, peers) = futures::future::join(answers, peers).await;
     let (mut all, mut unreachable) = (Vec::new(), Vec::new());
     for (server, answer) in servers.iter().zip(answers) {
         match answer {
@@ -183,10 +194,13 @@ pub async fn status(ctl: &Controller, only: Option<&str>) -> Status {
         .into_iter()
         .map(|volume| {
             let views: Vec<_> = all.extract_if(.., |(_, view)| view.volume() == volume).collect();
-            VolumeStatus { restorable_age_s: restorable_age(&views), volume, views }
+            let problems = health::problems(&volume, &views);
+            VolumeStatus { restorable_age_s: restorable_age(&views), volume, views, problems }
         })
         .collect();
-    Status { volumes, unreachable }
+    // A storage server that does not answer is among the unreachable ones.
+    let peers = peers.into_iter().flatten().collect();
+    Status { volumes, unreachable, peers }
 }
 
 /// Unix seconds now.

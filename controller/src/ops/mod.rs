@@ -8,6 +8,7 @@ pub mod backup;
 pub mod device;
 mod drain;
 pub mod hash;
+pub mod health;
 pub mod look;
 mod lost;
 pub mod peers;

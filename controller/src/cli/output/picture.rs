@@ -4,7 +4,8 @@ use proto::v1;
 use serde_json::{Value, json};
 use server_kit::units::format_size;
 
-use super::{Report, hex, snapshot};
+use super::{Report, hex, snapshot, time};
+use crate::ops::health::{Problem, ProblemKind};
 use crate::ops::look::{Status, View, VolumeStatus};
 
 /// Bytes of the log that wait to be shipped.
@@ -24,11 +25,15 @@ fn view_json(server: &str, view: &View) -> Value {
             "permanent_lsid": v.permanent_lsid, "latest_lsid": v.latest_lsid,
             "latest_gid": v.latest_gid, "queued_snapshots": v.queued_snapshots,
             "last_sent_s": v.last_sent_s, "last_proxy": v.last_proxy,
-            "retry_in_ms": v.retry_in_ms,
+            "retry_in_ms": v.retry_in_ms, "gap_cause": gap_cause(v), "auto_resync": v.auto_resync,
+            "operation": v.operation, "backup_resumable": v.backup_resumable,
+            "archive_gid": v.archive_gid, "archive_asked_s": v.archive_asked_s,
+            "suspect_bytes": v.suspect_bytes,
         }),
         View::Proxy(v) => json!({
             "server": server, "role": "proxy", "state": v.state, "error": v.error,
             "size_bytes": v.size_lb * 512, "last_received_s": v.last_received_s,
+            "store_uuid": hex(&v.store_uuid),
             "queues": v.queues.iter().map(queue_json).collect::<Vec<_>>(),
         }),
         View::Archive(v) => json!({
@@ -45,6 +50,16 @@ fn view_json(server: &str, view: &View) -> Value {
     }
 }
 
+/// The name of an enum's value as a key: `WDIFF_RESULT_TOO_NEW` is `too_new`; none: `null`.
+fn key(name: &str, prefix: &str) -> Option<String> {
+    let name = name.trim_start_matches(prefix).to_lowercase();
+    (!matches!(name.as_str(), "none" | "unspecified")).then_some(name)
+}
+
+fn gap_cause(leg: &v1::StorageVolume) -> Option<String> {
+    key(leg.gap_cause().as_str_name(), "GAP_CAUSE_")
+}
+
 fn queue_json(queue: &v1::ProxyQueue) -> Value {
     let archive = queue.archive.as_ref();
     json!({
@@ -55,6 +70,8 @@ fn queue_json(queue: &v1::ProxyQueue) -> Value {
         "wdiffs": queue.wdiffs, "bytes": queue.bytes, "oldest_s": queue.oldest_s,
         "last_sent_s": queue.last_sent_s, "sending": queue.sending,
         "send_error": queue.send_error, "error": queue.error, "retry_in_ms": queue.retry_in_ms,
+        "last_result": key(queue.last_result().as_str_name(), "WDIFF_RESULT_"),
+        "first_gid": queue.first_gid, "last_gid": queue.last_gid,
     })
 }
 
@@ -91,6 +108,20 @@ fn age(seconds: Option<u64>) -> String {
     )
 }
 
+/// A gap with since when it is there, other problems as they are.
+fn problem_text(problem: &Problem, volume: &VolumeStatus) -> String {
+    let gap_since = volume.views.iter().find_map(|(server, view)| match view {
+        View::Storage(v) if *server == problem.server && v.gap_since_s > 0 => Some(v.gap_since_s),
+        _ => None,
+    });
+    match (problem.kind, gap_since) {
+        (ProblemKind::Gap, Some(since)) => {
+            format!("gap since {}: {}", time(since), problem.message)
+        }
+        _ => problem.message.clone(),
+    }
+}
+
 /// `walbc status`: a heading per volume with the age of its newest restorable point first.
 #[must_use]
 pub fn status(status: &Status) -> Report {
@@ -110,13 +141,23 @@ pub fn status(status: &Status) -> Report {
             lines.push(format!("  {server:<8} {state:<10} {}", view_summary(view)));
             lines.extend(view.error().map(|error| format!("  {server:<8} ! {error}")));
         }
+        lines.extend(
+            volume.problems.iter().map(|p| {
+                format!("  {:<8} ! {}; {}", p.server, problem_text(p, volume), p.next_step)
+            }),
+        );
     }
+    let drift = status.peers.iter().filter_map(|p| Some((&p.server, p.differs.as_ref()?)));
+    lines.extend(drift.map(|(server, how)| {
+        format!("! {server} {how}; `walbc set-peers {server}` makes it as in the group file")
+    }));
     lines.extend(status.unreachable.iter().map(|error| format!("! {error}")));
     let volume_json = |volume: &VolumeStatus| {
         json!({
             "volume": volume.volume,
             "restorable_age_s": volume.restorable_age_s,
             "servers": volume.views.iter().map(|(s, v)| view_json(s, v)).collect::<Vec<_>>(),
+            "problems": volume.problems,
         })
     };
     let unreachable: Vec<_> = status.unreachable.iter().map(ToString::to_string).collect();
@@ -125,6 +166,7 @@ pub fn status(status: &Status) -> Report {
         json: json!({
             "volumes": status.volumes.iter().map(volume_json).collect::<Vec<_>>(),
             "unreachable": unreachable,
+            "peers": status.peers,
         }),
     }
 }
