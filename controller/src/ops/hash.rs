@@ -37,22 +37,47 @@ pub async fn hash_backup(
     let before = prepare::newest_restorable(ctl, &primary.name, volume).await?;
     let gid = match prepare::earlier(ctl, storage, volume, Kind::Hash, primary).await? {
         Earlier::Ended(gid) => Some(gid),
-        Earlier::Runs(operation) => {
-            let (server, _) = ctl.storage(storage)?;
-            run::follow(ctl, server, *operation, watch).await?.gid
-        }
-        Earlier::None => {
-            let step = check(ctl, storage, volume, primary).await?;
-            empty_queues(ctl, volume, primary, watch).await?;
-            let others = prepare::only_primary(ctl, volume, Kind::Hash, primary, watch).await?;
-            prepare::note_others(&others, volume, Kind::Hash, &primary.name, watch);
-            prepare::ready_leg(ctl, storage, volume, step).await?;
-            start(ctl, storage, volume, options, watch).await?
-        }
+        Earlier::Runs(operation) => watch_running(ctl, storage, *operation, watch).await?,
+        Earlier::None => match anew(ctl, storage, volume, (options, primary), watch).await {
+            Ok(gid) => gid,
+            // The storage server may have begun to heal the gap by itself meanwhile.
+            Err(error) => match prepare::earlier(ctl, storage, volume, Kind::Hash, primary).await {
+                Ok(Earlier::Runs(operation)) => {
+                    watch_running(ctl, storage, *operation, watch).await?
+                }
+                _ => return Err(error),
+            },
+        },
     };
     let larger = before.map_or(0, |before| before + 1);
     let newest = backup::arrive(ctl, primary, volume, gid.unwrap_or(larger)).await?;
     Ok(gid.unwrap_or(newest))
+}
+
+async fn watch_running(
+    ctl: &Controller,
+    storage: &str,
+    operation: v1::Operation,
+    watch: Watch<'_>,
+) -> Result<Option<u64>, ControlError> {
+    let (server, _) = ctl.storage(storage)?;
+    Ok(run::follow(ctl, server, operation, watch).await?.gid)
+}
+
+/// All steps of a backup that was not begun before.
+async fn anew(
+    ctl: &Controller,
+    storage: &str,
+    volume: &str,
+    (options, primary): (HashBackupOptions, &Server),
+    watch: Watch<'_>,
+) -> Result<Option<u64>, ControlError> {
+    let step = check(ctl, storage, volume, primary).await?;
+    empty_queues(ctl, volume, primary, watch).await?;
+    let others = prepare::only_primary(ctl, volume, Kind::Hash, primary, watch).await?;
+    prepare::note_others(&others, volume, Kind::Hash, &primary.name, watch);
+    prepare::ready_leg(ctl, storage, volume, step).await?;
+    start(ctl, storage, volume, options, watch).await
 }
 
 /// Looks at everything that could be in the way; nothing is changed.
