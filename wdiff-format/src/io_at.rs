@@ -67,6 +67,11 @@ impl<R: ReadAt> Sequential<R> {
         let size_bytes = input.size_bytes()?;
         Ok(Self { input, at: 0, size_bytes })
     }
+
+    /// Passes over some bytes, to the end at most.
+    pub(crate) fn skip(&mut self, bytes: u64) {
+        self.at = self.at.saturating_add(bytes).min(self.size_bytes);
+    }
 }
 
 impl<R: ReadAt> io::Read for Sequential<R> {

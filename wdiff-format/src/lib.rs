@@ -6,6 +6,7 @@
 //!                                                  +--merge--> one stream -+-> sorted file
 //!  sorted files, indexed files --------------------+                       +-> redo onto an image
 //!                                                                          +-> virtual image
+//!  sorted files --locate--> layers: which record of which file holds each block
 //! ```
 //!
 //! Invariants: the records of a diff ascend and are disjoint, newer data wins; nothing that was
@@ -24,7 +25,9 @@ pub mod header;
 pub mod indexed_reader;
 pub mod indexed_writer;
 pub mod io_at;
+pub mod layers;
 mod layout;
+pub mod locate;
 pub mod merge;
 pub mod name;
 pub mod open;

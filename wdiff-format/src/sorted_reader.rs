@@ -16,10 +16,12 @@ use crate::codec::Stored;
 use crate::compression::CompressionKind;
 use crate::error::{Place, Problem, WdiffError};
 use crate::header::{FileHeader, FileType};
+use crate::io_at::{ReadAt, Sequential};
 use crate::layout::{
     PACK_DATA_MAX_BYTES, PACK_END, PACK_HEADER_BYTES, PACK_RECORDS_MAX, RawPackHeader, RawRecord,
     is_sound,
 };
+use crate::locate::Location;
 use crate::record::{DATA_BLOCKS_MAX, DiffRecord, Entry, Image, Payload, RecordKind};
 
 /// Bytes that are read at once, unless one record is larger.
@@ -247,6 +249,31 @@ impl<R: Read> SortedReader<R> {
         self.offset += len;
         self.run = Bytes::from(run);
         Ok(())
+    }
+}
+
+impl<R: ReadAt> SortedReader<Sequential<R>> {
+    /// Where the records of the next pack lie; its data is passed over. `None` at the end pack.
+    pub(crate) fn locate_pack(&mut self) -> Result<Option<Vec<Location>>, WdiffError> {
+        if !self.read_pack_header()? {
+            return Ok(None);
+        }
+        let data = self.offset;
+        let mut found = Vec::with_capacity(self.pack.len());
+        while let Some(next) = self.pack.pop() {
+            self.offset += u64::from(next.data_size);
+            found.push(Location {
+                address: next.address,
+                offset: data + u64::from(next.data_offset),
+                blocks: next.blocks,
+                size: next.data_size,
+                checksum: next.checksum,
+                kind: next.kind,
+                compression: next.compression,
+            });
+        }
+        self.input.skip(self.offset - data);
+        Ok(Some(found))
     }
 }
 
