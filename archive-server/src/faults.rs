@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use wdiff_format::diff_set::DiffSetError;
 use wdiff_format::error::{Problem, WdiffError};
+use wdiff_format::name;
 
 /// A wdiff that cannot be read, or an image that its records do not fit.
 pub(crate) fn wdiff(volume: &str, error: WdiffError) -> RoleError {
@@ -12,11 +13,17 @@ pub(crate) fn wdiff(volume: &str, error: WdiffError) -> RoleError {
         WdiffError::Input(input) => input.place.file.to_string(),
         _ => String::new(),
     };
-    let message = format!("cannot read the wdiffs of volume {volume}");
+    let harmed = name::parse(file.rsplit('/').next().unwrap_or_default()).ok();
+    let message = match harmed.as_ref().map(|diff| diff.begin().begin()) {
+        Some(gid) => format!(
+            "cannot read a wdiff of volume {volume} that every snapshot after gid {gid} needs"
+        ),
+        None => format!("cannot read the wdiffs of volume {volume}"),
+    };
     let reason = match &error {
         WdiffError::Input(input) => match &input.problem {
             Problem::Io(e) if is_no_space(e) => Reason::NoSpace,
-            Problem::Io(e) if e.kind() != io::ErrorKind::NotFound => Reason::Io,
+            Problem::Io(e) | Problem::Open(e) if e.kind() != io::ErrorKind::NotFound => Reason::Io,
             _ => Reason::Damaged,
         },
         WdiffError::BeyondEnd { .. } => Reason::WrongSize,
@@ -24,8 +31,16 @@ pub(crate) fn wdiff(volume: &str, error: WdiffError) -> RoleError {
         WdiffError::Output { .. } => Reason::Io,
         _ => Reason::Damaged,
     };
+    let step = match (reason, harmed) {
+        (Reason::Damaged, Some(_)) => format!(
+            "bring the file back from another archive; or take it away, restart this archive, and \
+             run: walbc hash-backup STORAGE {volume}. Older snapshots are whole: \
+             walbc restorable ARCHIVE {volume} --all"
+        ),
+        _ => format!("see what can be restored: walbc restorable ARCHIVE {volume} --all"),
+    };
     let error = RoleError::new(reason, message).with_volume(volume).with_source(error);
-    error.with_file(file).with_next_step("see what it harms: walbc restorable ARCHIVE VOLUME")
+    error.with_file(file).with_next_step(step)
 }
 
 /// A device or image file that failed.

@@ -120,10 +120,10 @@ impl ImageWriter {
         Ok(())
     }
 
-    /// Begins to write zeros.
+    /// Begins to write zeros, as holes where that can be.
     pub(crate) async fn zero(&mut self, offset: u64, len: u64) -> Result<(), RoleError> {
         let device = self.device.clone();
-        self.start(Box::pin(async move { device.write_zeroes(offset, len).await })).await
+        self.start(Box::pin(async move { device.write_hole(offset, len).await })).await
     }
 
     /// Begins to copy a range of `from`.

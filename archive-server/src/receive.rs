@@ -24,11 +24,15 @@ use server_kit::state_machine::Transition;
 use std::io::{self, BufWriter, Read, Write};
 use std::sync::Arc;
 use wdiff_format::gid::{Diff, Relation};
+use wdiff_format::redo::decode;
 use wdiff_format::sorted_reader::SortedReader;
 use wlog_format::units::{Lb, LogUuid};
 
 /// Memory between the network and the file.
 const BUFFER_BYTES: usize = 256 << 10;
+
+/// Less than this is not worth threads.
+const PARALLEL_FROM_BYTES: u64 = 4 << 20;
 
 /// A wdiff that is announced.
 struct Announced {
@@ -342,7 +346,9 @@ fn check(volume: &Volume, origin: &Origin<'_>, tee: &mut Tee<'_>) -> Result<(), 
         return Err(RoleError::wrong_peer(message).with_volume(&volume.name));
     }
     let image_blocks = volume.size().0;
-    for record in reader {
+    // Small ones by this thread, others by all cores.
+    let small = announced.diff.size < PARALLEL_FROM_BYTES;
+    for record in decode(reader, if small { 1 } else { blocking::parallelism() }) {
         let record = record.map_err(failed)?;
         let (address, end) = (record.address.0, record.end().0);
         if end > image_blocks {

@@ -55,6 +55,11 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Makes the range read as zeros.
     fn write_zeroes(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>>;
 
+    /// As [`BlockDevice::write_zeroes`], and keeps no space for the range where that can be.
+    fn write_hole(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>> {
+        self.write_zeroes(offset, len)
+    }
+
     /// What is allocated in a range, in order, from its start on: at most [`MAX_EXTENTS`] extents,
     /// so that they may end before the range does (then ask for the rest). All data where unknown.
     fn extents(&self, _offset: u64, len: u64) -> BoxFuture<'_, io::Result<Vec<Extent>>> {

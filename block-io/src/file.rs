@@ -26,6 +26,10 @@ use crate::{extents, probe, sys, workers};
 /// Zeros are written in pieces of this size where the filesystem cannot zero a range itself.
 const ZERO_CHUNK_BYTES: usize = 1 << 20;
 
+fn punch_hole() -> FallocateFlags {
+    FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE
+}
+
 /// An open file or block device.
 pub(crate) struct FileDevice {
     file: Arc<File>,
@@ -120,11 +124,7 @@ impl FileDevice {
 
     async fn discard_checked(&self, offset: u64, len: u64) -> io::Result<()> {
         let result = match self.kind {
-            Kind::File => {
-                let mode =
-                    FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-                self.allocate(mode, offset, len).await
-            }
+            Kind::File => self.allocate(punch_hole(), offset, len).await,
             Kind::BlockDevice => {
                 let (file, permit) = (Arc::clone(&self.file), self.admission.admit().await);
                 workers::run(move || {
@@ -236,6 +236,22 @@ impl BlockDevice for FileDevice {
             }
             let result = self.zero_checked(offset, len).await;
             result.map_err(|e| self.context(Operation::WriteZeroes, offset, len, e))
+        })
+    }
+
+    fn write_hole(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            self.check(Operation::WriteZeroes, offset, len)?;
+            if self.kind == Kind::File && len > 0 {
+                match self.allocate(punch_hole(), offset, len).await {
+                    Err(error) if unsupported(&error) => {}
+                    other => {
+                        let failed = |e| self.context(Operation::WriteZeroes, offset, len, e);
+                        return other.map_err(failed);
+                    }
+                }
+            }
+            self.write_zeroes(offset, len).await
         })
     }
 

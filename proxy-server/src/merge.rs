@@ -80,7 +80,9 @@ fn failed(error: WdiffError) -> RoleError {
         WdiffError::Input(InputError { place, problem }) => {
             let file = place.file.to_string();
             let reason = match problem {
-                Problem::Io(e) if e.kind() != io::ErrorKind::NotFound => Reason::Io,
+                Problem::Io(e) | Problem::Open(e) if e.kind() != io::ErrorKind::NotFound => {
+                    Reason::Io
+                }
                 _ => Reason::Damaged,
             };
             RoleError::new(reason, "a staged wdiff cannot be sent")

@@ -37,6 +37,9 @@ pub struct InputError {
 impl fmt::Display for InputError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { place: Place { file, offset }, problem } = self;
+        if let Problem::Open(_) = problem {
+            return write!(f, "{file} {problem}");
+        }
         write!(f, "{file}: at byte {offset}: {problem}")
     }
 }
@@ -51,6 +54,9 @@ impl std::error::Error for InputError {
 /// What is wrong with an input.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
+    /// The file is not there, or is not for us.
+    #[error("cannot be opened")]
+    Open(#[source] io::Error),
     /// The operating system says so.
     #[error("reading failed")]
     Io(#[source] io::Error),

@@ -43,7 +43,7 @@ impl WdiffReader {
     ) -> Result<Self, WdiffError> {
         let name = name.into();
         let place = Place { file: name.clone(), offset: 0 };
-        Self::from_file(opened.map_err(|e| place.fails(Problem::Io(e)))?, name)
+        Self::from_file(opened.map_err(|e| place.fails(Problem::Open(e)))?, name)
     }
 
     /// Reads a file that is open already, from its start. `name` is what errors call it.
