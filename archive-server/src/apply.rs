@@ -56,12 +56,19 @@ fn check_target(volume: &Volume, gid: Gid) -> Result<(), RoleError> {
     let list = next_round(volume, gid, 0)?;
     let base = volume.with(|c| c.base);
     let reached = walk(base.snapshot(), &list);
+    allow(volume, &list)?;
     if base.applying_to().is_some() || reached.is_ok_and(|end| end.begin() == gid) {
         return Ok(());
     }
     let message = format!("volume {}: no diff leads from {base} to gid {gid}", volume.name);
     let list = "`walbc restorable ARCHIVE VOLUME --all` lists what there is";
     Err(RoleError::unknown_snapshot(&volume.name, message).with_next_step(list))
+}
+
+/// Fails when a mount reads what these diffs would write over.
+fn allow(volume: &Volume, list: &[Diff]) -> Result<(), RoleError> {
+    let end = list.last().map_or(Gid(0), |d| d.end().begin());
+    volume.mounts.allow_apply(volume.name.as_str(), end)
 }
 
 /// Finishes an interrupted apply in the background, for as long as it takes. Does nothing when
@@ -100,9 +107,9 @@ pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
     });
 }
 
-/// Whether it is worth to try again without anybody doing anything here.
+/// Whether it is worth to try again without anybody doing anything here. Busy: a mount ends.
 fn passes_by_itself(error: &RoleError) -> bool {
-    matches!(error.reason(), Reason::NoSpace | Reason::Io)
+    matches!(error.reason(), Reason::NoSpace | Reason::Io | Reason::Busy)
 }
 
 async fn run(
@@ -179,6 +186,7 @@ async fn apply_round(
     {
         // Waits for restores that copy the image as it was; later ones see that it changes.
         let _gate = volume.image_gate.write().await;
+        allow(volume, &round)?;
         store_base(volume, &round, BaseState::begin_apply).await?;
     }
     image::write_merged(device, name, wdiffs, &job.token, |bytes| handle.advance(bytes)).await?;

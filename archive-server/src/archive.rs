@@ -56,6 +56,10 @@ pub struct Settings {
     pub silence: Duration,
     /// How merged diffs are compressed.
     pub merge_compression: Compression,
+    /// Records that the index of a mount may have; each takes 48 bytes.
+    pub mount_records_max: usize,
+    /// Mounts may listen where others reach them, without TLS.
+    pub insecure: bool,
 }
 
 impl Default for Settings {
@@ -67,6 +71,8 @@ impl Default for Settings {
             silence: Duration::from_secs(60),
             merge_compression: Compression::with_level(CompressionKind::Zstd, 1)
                 .unwrap_or_default(),
+            mount_records_max: 8 << 20,
+            insecure: false,
         }
     }
 }
@@ -170,6 +176,7 @@ impl Archive {
         let _one = self.lifecycle.lock().await;
         let volume = self.volume(name)?;
         volume.jobs.none(name, "clear")?;
+        volume.mounts.none(name, "clear")?;
         let from = [State::SyncReady, State::Stopped, State::Broken];
         let change = volume.cell.begin(&from, State::ClearVol);
         let change = change.map_err(|e| e.into_error(name, "clear"))?;
@@ -184,6 +191,7 @@ impl Archive {
     pub(crate) async fn reset(&self, name: &str) -> Result<(), RoleError> {
         let volume = self.volume(name)?;
         volume.jobs.none(name, "reset")?;
+        volume.mounts.none(name, "reset")?;
         let change = volume.cell.begin(&[State::Stopped, State::SyncReady], State::ResetVol);
         let change = change.map_err(|e| refused(&volume, e, "reset"))?;
         let emptied = volume.clone();

@@ -72,7 +72,7 @@ impl ServeArgs {
         };
         let reserve_bytes = size(&self.reserve, default.reserve_bytes)?;
         let flush_bytes = size(&self.flush_interval, default.flush_bytes)?.max(1);
-        Ok(Settings { reserve_bytes, flush_bytes, ..default })
+        Ok(Settings { reserve_bytes, flush_bytes, insecure: self.insecure, ..default })
     }
 }
 

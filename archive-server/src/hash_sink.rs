@@ -68,8 +68,12 @@ impl Sink {
         let Self::Image { device, archive_uuid, size } = self else {
             return blocking::run(move || {
                 let mut tmp = volume.dir.create_tmp()?;
-                let origin =
-                    Origin { sender: "the sender", log_uuid, name: "the wdiff of a hash sync" };
+                let origin = Origin {
+                    sender: "the sender",
+                    log_uuid,
+                    name: "the wdiff of a hash sync",
+                    size: u64::MAX,
+                };
                 let bytes = write_checked(&volume, &origin, input, &mut tmp)?;
                 Ok::<_, RoleError>(Kept::Wdiff { sink: self, tmp, bytes })
             })

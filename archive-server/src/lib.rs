@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  storage --full backup--> full_sync --> base.img <--clone-- restore --> restored/GID.img
-//!                                            ^  (I7)             ^
+//!                                            ^     <--reads-- mount ----> NBD clients
+//!                                            |  (I7)             ^
 //!  proxy ----wdiff--------> receive --> *.wdiff ---------> apply-+
 //!                            (I5)       |   ^  ^
 //!                                       +merge history: which snapshots are kept
@@ -34,6 +35,7 @@ mod jobs;
 mod leases;
 mod load;
 mod merge;
+mod mount;
 mod receive;
 mod record;
 mod restore;

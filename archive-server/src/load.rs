@@ -4,6 +4,7 @@
 //! files are called; a wdiff is deleted only when its content is surely elsewhere; no failure of
 //! one volume reaches another.
 
+use crate::mount::SOCKET_SUFFIX;
 use crate::record::{Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE};
 use crate::state::State;
 use crate::volume::{Catalogue, IMAGE_FILE, RESTORED_DIR, Volume};
@@ -76,6 +77,9 @@ fn load(dir: &Arc<dyn DurableDir>, name: &VolumeName) -> Result<(State, Catalogu
     if dir.has_dir(RESTORED_DIR) {
         dir.open_dir(RESTORED_DIR)?.remove_tmp_files()?;
     }
+    let mut sockets = dir.list()?;
+    sockets.retain(|n| n.ends_with(SOCKET_SUFFIX));
+    dir.remove_all(&sockets)?;
     if let Err(error) = forget_elsewhere(dir) {
         // Waste in a place that is not ours: no reason not to serve.
         tracing::warn!(volume = %name, error = error.full_message(), "a half-made restore is left");

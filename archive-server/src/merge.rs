@@ -18,7 +18,6 @@ use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
 use server_kit::operations::{OperationHandle, Outcome};
 use std::io::{self, BufWriter, Write};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use wdiff_format::compression::Compression;
@@ -246,7 +245,7 @@ impl Work {
             uuid,
             compression: self.compression,
             max_io: MaxIo::default(),
-            threads: if bytes < PARALLEL_FROM_BYTES { 1 } else { threads() },
+            threads: if bytes < PARALLEL_FROM_BYTES { 1 } else { blocking::parallelism() },
         };
         let inputs = wdiffs.into_iter().map(|w| Box::new(w) as Records).collect();
         let blocks = self.volume.size().0.max(1);
@@ -265,10 +264,6 @@ impl Work {
         self.handle.advance(bytes.saturating_sub(told));
         Ok(written.bytes)
     }
-}
-
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 /// What comes of merging `first` with the others, oldest first.

@@ -287,7 +287,8 @@ fn keep(
     let name = volume.diff_name(&announced.diff)?;
     let mut tmp = volume.dir.create_tmp()?;
     let Announced { sender, log_uuid, .. } = announced;
-    let origin = Origin { sender, log_uuid: *log_uuid, name: &name };
+    let size = announced.diff.size;
+    let origin = Origin { sender, log_uuid: *log_uuid, name: &name, size };
     let bytes = write_checked(volume, &origin, input, &mut tmp)?;
     crate::jobs::check(&open.job.token)?;
     let mut diff = announced.diff;
@@ -306,6 +307,8 @@ pub(crate) struct Origin<'a> {
     pub(crate) sender: &'a str,
     pub(crate) log_uuid: LogUuid,
     pub(crate) name: &'a str,
+    /// Bytes, as far as known before.
+    pub(crate) size: u64,
 }
 
 /// Writes what arrives, and checks it as a whole; its bytes. Blocks.
@@ -347,7 +350,7 @@ fn check(volume: &Volume, origin: &Origin<'_>, tee: &mut Tee<'_>) -> Result<(), 
     }
     let image_blocks = volume.size().0;
     // Small ones by this thread, others by all cores.
-    let small = announced.diff.size < PARALLEL_FROM_BYTES;
+    let small = origin.size < PARALLEL_FROM_BYTES;
     for record in decode(reader, if small { 1 } else { blocking::parallelism() }) {
         let record = record.map_err(failed)?;
         let (address, end) = (record.address.0, record.end().0);

@@ -123,12 +123,22 @@ async fn release(archive: &Arc<Archive>, volume: &Arc<Volume>, plan: Plan, faile
     }
 }
 
-fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
+/// A snapshot, and what it is made of.
+pub(crate) struct Selected {
+    pub(crate) gid: Gid,
+    pub(crate) timestamp: u64,
+    base: BaseState,
+    pub(crate) diffs: Vec<Diff>,
+    pub(crate) lease: Lease,
+}
+
+/// Picks a snapshot and leases its wdiffs.
+pub(crate) fn select(
+    volume: &Volume,
+    point: restore_request::Point,
+) -> Result<Selected, RoleError> {
     let name = volume.name.as_str();
-    let point = request.point.ok_or_else(|| {
-        RoleError::bad_request("restore what: a gid or a time is needed").with_volume(name)
-    })?;
-    let (gid, base, diffs, lease) = volume.with(|c| {
+    volume.with(|c| {
         let gid = match point {
             restore_request::Point::Gid(gid) => Gid(gid),
             restore_request::Point::AtS(time) => {
@@ -142,9 +152,18 @@ fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
         let list = c.diffs.restore_list(&c.base, gid).map_err(|e| faults::snapshot(name, &e))?;
         // Under the lock: no apply can take them out of the catalogue and delete them in between.
         let names = list.iter().map(|d| volume.diff_name(d)).collect::<Result<Vec<_>, _>>()?;
-        Ok::<_, RoleError>((gid, c.base, list, volume.leases.take(names)))
+        let timestamp = list.last().map_or(c.base.timestamp, |d| d.timestamp);
+        let lease = volume.leases.take(names);
+        Ok(Selected { gid, timestamp, base: c.base, diffs: list, lease })
+    })
+}
+
+fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
+    let point = request.point.ok_or_else(|| {
+        let message = "restore what: a gid or a time is needed";
+        RoleError::bad_request(message).with_volume(&volume.name)
     })?;
-    let timestamp = diffs.last().map_or(base.timestamp, |d| d.timestamp);
+    let Selected { gid, timestamp, base, diffs, lease } = select(volume, point)?;
     let target = if request.to_path.is_empty() {
         let name = format!("{gid}{SUFFIX}");
         let path = volume.dir.path().join(RESTORED_DIR).join(&name);

@@ -7,7 +7,7 @@ use crate::archive::Archive;
 use crate::jobs::RESTORE;
 use crate::state::State;
 use crate::volume::Volume;
-use crate::{apply, full_sync, hash_sync, history, merge, receive, restore};
+use crate::{apply, full_sync, hash_sync, history, merge, mount, receive, restore};
 use proto::v1::archive_server::Archive as ArchiveRpc;
 use proto::v1::{
     ArchiveVolume, ArchiveVolumeList, DiffEntry, DiffList, Empty, FullSyncReply, FullSyncRequest,
@@ -17,6 +17,7 @@ use proto::v1::{
     SetExplicitReply, SetExplicitRequest, SnapshotRef, StopRequest, VolumeRef, WdiffTransferReply,
     WdiffTransferRequest,
 };
+use proto::v1::{MountRequest, Mounted, MountedList, UnmountRequest};
 use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
 use std::sync::Arc;
@@ -224,6 +225,24 @@ impl ArchiveRpc for Service {
 
     async fn merge(&self, request: Request<MergeRequest>) -> Answer<Operation> {
         Ok(Response::new(merge::start(&self.0, request.get_ref())?))
+    }
+
+    async fn mount(&self, request: Request<MountRequest>) -> Answer<Mounted> {
+        let (archive, request) = (self.0.clone(), request.into_inner());
+        to_its_end(async move { mount::start(&archive, request).await }).await
+    }
+
+    async fn list_mounts(&self, request: Request<VolumeRef>) -> Answer<MountedList> {
+        let name = &request.get_ref().volume;
+        let volumes = if name.is_empty() { self.0.volumes() } else { vec![self.0.volume(name)?] };
+        let mounts = volumes.iter().flat_map(|v| v.mounts.list()).collect();
+        Ok(Response::new(MountedList { mounts }))
+    }
+
+    async fn unmount(&self, request: Request<UnmountRequest>) -> Answer<Empty> {
+        let UnmountRequest { volume, id } = request.into_inner();
+        let volume = self.0.volume(&volume)?;
+        empty(volume.mounts.end(volume.name.as_str(), &id).await)
     }
 
     async fn set_explicit(&self, request: Request<SetExplicitRequest>) -> Answer<SetExplicitReply> {

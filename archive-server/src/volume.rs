@@ -7,6 +7,7 @@
 
 use crate::jobs::Jobs;
 use crate::leases::Leases;
+use crate::mount::Mounts;
 use crate::record::{
     Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Progress, Record, STATE_FILE, Whole,
 };
@@ -62,6 +63,7 @@ pub(crate) struct Volume {
     pub(crate) cell: StateCell<State>,
     pub(crate) jobs: Jobs,
     pub(crate) leases: Leases,
+    pub(crate) mounts: Mounts,
     pub(crate) image_gate: Arc<RwLock<()>>,
     pub(crate) progress: StateFile<Progress>,
     pub(crate) elsewhere: StateFile<Elsewhere>,
@@ -83,6 +85,7 @@ impl Volume {
             cell: StateCell::new(state),
             jobs: Jobs::default(),
             leases: Leases::new(dir.clone()),
+            mounts: Mounts::default(),
             image_gate: Arc::default(),
             progress: StateFile::new(dir.clone(), PROGRESS_FILE),
             elsewhere: StateFile::new(dir.clone(), ELSEWHERE_FILE),

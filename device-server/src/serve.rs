@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use block_io::nbd::server::{Limits, Listener as NbdListener, NbdServer};
+use block_io::nbd::server::{Limits, NbdServer};
 use proto::v1::Role;
 use server_kit::durable::{DurableDir, RealDir, claim_base};
 use server_kit::net::{Endpoint, Listener};
@@ -146,7 +146,7 @@ async fn serve_volumes(
     let nbd = NbdServer::with_unavailable(exports, unavailable, Limits::default())?;
     let mut listeners = Vec::new();
     for endpoint in &args.nbd {
-        let (listener, uri) = listen_nbd(endpoint, args.insecure).await?;
+        let (listener, uri) = server_kit::nbd::listen(endpoint, args.insecure).await?;
         for (name, served) in volumes.iter_mut() {
             served.frontends.push(uri.replace("NAME", name));
         }
@@ -209,30 +209,6 @@ pub(crate) fn control_endpoint(path: &Path) -> anyhow::Result<Endpoint> {
     let text = path.to_string_lossy();
     let path = text.strip_prefix("unix:").map_or(path, Path::new);
     Ok(Endpoint::Unix(absolute(path)?))
-}
-
-/// A listener, and the URI of its exports with `NAME` for the name of the volume.
-async fn listen_nbd(endpoint: &Endpoint, insecure: bool) -> anyhow::Result<(NbdListener, String)> {
-    match endpoint {
-        Endpoint::Unix(path) => {
-            let path = absolute(path)?;
-            let uri = format!("nbd+unix:///NAME?socket={}", path.display());
-            Ok((NbdListener::unix(&path).await?, uri))
-        }
-        Endpoint::Tcp(address) => {
-            let found = tokio::net::lookup_host(address).await;
-            let mut found = found.with_context(|| format!("address {address}"))?;
-            let address = found.next().with_context(|| format!("{address} has no address"))?;
-            ensure!(
-                insecure || address.ip().is_loopback(),
-                "refused to serve NBD on {address} without TLS: others can reach it; \
-                 use loopback or a Unix socket, or say --insecure"
-            );
-            let listener = NbdListener::tcp(address).await?;
-            let address = listener.tcp_address().unwrap_or(address);
-            Ok((listener, format!("nbd://{address}/NAME")))
-        }
-    }
 }
 
 async fn close(volumes: ServedVolumes, shutdown: &Shutdown) {

@@ -5,7 +5,7 @@
 //! | [`durable`] | small files and directories that survive a crash at any instant |
 //! | [`state_machine`] | the state of a volume, changed by transactions |
 //! | [`error`] | one error type, equal on both sides of the wire |
-//! | [`net`], [`chunks`] | listening, connecting, byte streams over gRPC |
+//! | [`net`], [`chunks`], [`nbd`] | listening, connecting, byte streams over gRPC |
 //! | [`scan`], [`packing`] | a device read from front to end, and as messages |
 //! | [`hash_sync`] | two devices compared over the wire: what differs travels |
 //! | [`operations`], [`host`] | long jobs, and the service that every role has |
@@ -25,6 +25,7 @@ pub mod durable;
 pub mod error;
 pub mod hash_sync;
 pub mod host;
+pub mod nbd;
 pub mod net;
 pub mod operations;
 pub mod packing;

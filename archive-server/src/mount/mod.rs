@@ -1,0 +1,304 @@
+//! Instant mount: a snapshot as an NBD export, served from base image and wdiffs without copying.
+//!
+//! ```text
+//!  NBD client --> export --> cow (writable ones: what the client wrote)
+//!                    |
+//!                    +-----> view --> layers (index in memory) --> *.wdiff
+//!                              +----> base image, or a clone of it
+//! ```
+//! Invariants: a mount leases its wdiffs (I12), so applies, merges and gc beside it leave it as it
+//! is; an apply writes only blocks that its diffs have, so one up to the mount's gid changes nothing
+//! that the mount reads from the base image, and one beyond it is refused while a mount without a
+//! clone is there; "where is the base image", the leases and being listed are one step for an apply
+//! (`image_gate`). Mounts end with the process; what they leave is known by its name at start.
+//! Memory: [`Settings::mount_records_max`](crate::Settings) records of index and
+//! [`view::CACHE_BYTES`] of data a mount, and [`MOUNTS_MAX`] mounts a volume.
+
+mod cow;
+mod export;
+mod view;
+
+use crate::archive::Archive;
+use crate::restore::{self, Selected};
+use crate::volume::{IMAGE_FILE, Volume};
+use block_io::nbd::{Export, NbdServer, server::Limits};
+use cow::Cow;
+use export::SnapshotExport;
+use parking_lot::Mutex;
+use proto::v1::{MountRequest, Mounted, mount_request, restore_request};
+use server_kit::durable::TMP_SUFFIX;
+use server_kit::error::{Reason, RoleError};
+use server_kit::net::Endpoint;
+use server_kit::{blocking, clock, nbd};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+use view::View;
+use wdiff_format::gid::Gid;
+
+/// What is attempted, in messages.
+const MOUNT: &str = "mount";
+/// How the names of sockets below a volume's directory end.
+pub(crate) const SOCKET_SUFFIX: &str = ".sock";
+/// Mounts of a volume at a time.
+const MOUNTS_MAX: usize = 16;
+/// Payload memory of a mount's clients.
+const CLIENT_BYTES: usize = 64 << 20;
+
+/// A mount that is there, or is being made.
+struct Entry {
+    gid: Gid,
+    /// Reads the base image itself, no clone of it.
+    holds_base: bool,
+    shown: Option<Mounted>,
+    stop: CancellationToken,
+    ended: CancellationToken,
+}
+
+#[derive(Default)]
+struct Inner {
+    entered: u64,
+    entries: BTreeMap<u64, Entry>,
+}
+
+/// The mounts of one volume. Clones share them.
+#[derive(Clone, Default)]
+pub(crate) struct Mounts(Arc<Mutex<Inner>>);
+
+/// The place of one mount in the list, until it is dropped.
+struct Place {
+    mounts: Mounts,
+    number: u64,
+    stop: CancellationToken,
+    ended: CancellationToken,
+}
+
+impl Mounts {
+    fn enter(&self, volume: &str, gid: Gid, stop: CancellationToken) -> Result<Place, RoleError> {
+        let mut inner = self.0.lock();
+        if inner.entries.len() >= MOUNTS_MAX {
+            let message = format!("volume {volume} has {MOUNTS_MAX} mounts already");
+            return Err(RoleError::busy(volume, message).with_next_step(unmount_step(volume)));
+        }
+        inner.entered += 1;
+        let (number, ended) = (inner.entered, CancellationToken::new());
+        let (stop_too, ended_too) = (stop.clone(), ended.clone());
+        let entry = Entry { gid, holds_base: true, shown: None, stop: stop_too, ended: ended_too };
+        inner.entries.insert(number, entry);
+        Ok(Place { mounts: self.clone(), number, stop, ended })
+    }
+
+    /// Fails when an apply to `to` would change what a mount reads.
+    pub(crate) fn allow_apply(&self, volume: &str, to: Gid) -> Result<(), RoleError> {
+        let inner = self.0.lock();
+        let held = inner.entries.values().find(|e| e.holds_base && e.gid < to);
+        let Some(gid) = held.map(|e| e.gid) else { return Ok(()) };
+        let message = format!(
+            "cannot apply volume {volume} to gid {to}: a mount of gid {gid} reads the base image"
+        );
+        Err(RoleError::busy(volume, message).with_next_step(format!(
+            "apply up to gid {gid} only, or end the mount: {}",
+            unmount_step(volume)
+        )))
+    }
+
+    /// Fails when there is any.
+    pub(crate) fn none(&self, volume: &str, attempt: &str) -> Result<(), RoleError> {
+        if self.0.lock().entries.is_empty() {
+            return Ok(());
+        }
+        let message = format!("cannot {attempt} volume {volume}: it is mounted");
+        Err(RoleError::busy(volume, message).with_next_step(unmount_step(volume)))
+    }
+
+    /// Those that can be used.
+    pub(crate) fn list(&self) -> Vec<Mounted> {
+        self.0.lock().entries.values().filter_map(|e| e.shown.clone()).collect()
+    }
+
+    /// Ends one, and waits until nothing of it is left.
+    pub(crate) async fn end(&self, volume: &str, id: &str) -> Result<(), RoleError> {
+        let ended = {
+            let inner = self.0.lock();
+            let entry = id.parse().ok().and_then(|number: u64| inner.entries.get(&number));
+            let entry = entry.ok_or_else(|| {
+                let message = format!("volume {volume} has no mount {id:?}");
+                let step = format!("see what is mounted: walbc mounts ARCHIVE {volume}");
+                RoleError::new(Reason::UnknownSnapshot, message)
+                    .with_volume(volume)
+                    .with_next_step(step)
+            })?;
+            entry.stop.cancel();
+            entry.ended.clone()
+        };
+        ended.cancelled().await;
+        Ok(())
+    }
+}
+
+impl Place {
+    fn change(&self, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.mounts.0.lock().entries.get_mut(&self.number) {
+            change(entry);
+        }
+    }
+
+    fn file(&self, what: &str) -> String {
+        format!("mount-{}.{what}{TMP_SUFFIX}", self.number)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.mounts.0.lock().entries.remove(&self.number);
+        self.ended.cancel();
+    }
+}
+
+fn unmount_step(volume: &str) -> String {
+    format!("walbc mounts ARCHIVE {volume}, then walbc unmount ARCHIVE {volume} ID")
+}
+
+/// Mounts a snapshot; it can be used when this returns.
+pub(crate) async fn start(
+    archive: &Arc<Archive>,
+    request: MountRequest,
+) -> Result<Mounted, RoleError> {
+    let volume = archive.volume(&request.volume)?;
+    volume.require_active(MOUNT)?;
+    let (place, selected, clone) = enter(archive, &volume, &request).await?;
+    // From here on the files go with this, whatever happens.
+    let files = Files { volume: volume.clone(), clone, side: None, place };
+    serve(archive, &volume, &request, selected, files).await
+}
+
+/// What a mount has on the disk; cleaned away before its place is free.
+struct Files {
+    volume: Arc<Volume>,
+    clone: Option<String>,
+    side: Option<String>,
+    place: Place,
+}
+
+impl Files {
+    async fn remove(self) {
+        let Self { volume, clone, side, place } = self;
+        let names: Vec<String> = clone.into_iter().chain(side).collect();
+        let removed = blocking::run(move || volume.dir.remove_all(&names)).await;
+        if let Err(error) = removed {
+            tracing::warn!(error = error.full_message(), "what a mount left cannot be removed");
+        }
+        drop(place);
+    }
+}
+
+/// Picks the wdiffs and takes a place in the list: one step for an apply.
+async fn enter(
+    archive: &Arc<Archive>,
+    volume: &Arc<Volume>,
+    request: &MountRequest,
+) -> Result<(Place, Selected, Option<String>), RoleError> {
+    let name = volume.name.as_str();
+    let point = match request.point {
+        Some(mount_request::Point::Gid(gid)) => restore_request::Point::Gid(gid),
+        Some(mount_request::Point::AtS(time)) => restore_request::Point::AtS(time),
+        None => {
+            let message = "mount what: a gid or a time is needed";
+            return Err(RoleError::bad_request(message).with_volume(name));
+        }
+    };
+    let _gate = volume.image_gate.clone().read_owned().await;
+    let selected = restore::select(volume, point)?;
+    let place = volume.mounts.enter(name, selected.gid, archive.ending.child_token())?;
+    if !archive.reflinks {
+        return Ok((place, selected, None));
+    }
+    let (dir, clone) = (volume.dir.clone(), place.file("img"));
+    let to = clone.clone();
+    let cloned = blocking::run(move || {
+        dir.reflink(IMAGE_FILE, &*dir, &to)
+            .map_err(|e| RoleError::io("clone the base image to", dir.path().join(&to), e))
+    });
+    // A file system that does not want to clone just now: the mount holds the base image.
+    let Ok(()) = cloned.await else { return Ok((place, selected, None)) };
+    place.change(|entry| entry.holds_base = false);
+    Ok((place, selected, Some(clone)))
+}
+
+/// Opens all that the export needs, and serves it in the background until it is ended.
+async fn serve(
+    archive: &Arc<Archive>,
+    volume: &Arc<Volume>,
+    request: &MountRequest,
+    selected: Selected,
+    mut files: Files,
+) -> Result<Mounted, RoleError> {
+    let opened = open(archive, volume, request, selected, &mut files).await;
+    let (server, listener, shown) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            files.remove().await;
+            return Err(error);
+        }
+    };
+    files.place.change(|entry| entry.shown = Some(shown.clone()));
+    tracing::info!(volume = %volume.name, gid = shown.gid, uri = shown.uri, "mounted");
+    let stop = files.place.stop.clone();
+    tokio::spawn(async move {
+        server.serve(listener, stop).await;
+        // With the export the leases of its wdiffs go.
+        drop(server);
+        files.remove().await;
+    });
+    Ok(shown)
+}
+
+async fn open(
+    archive: &Arc<Archive>,
+    volume: &Arc<Volume>,
+    request: &MountRequest,
+    selected: Selected,
+    files: &mut Files,
+) -> Result<(NbdServer, block_io::nbd::Listener, Mounted), RoleError> {
+    let name = volume.name.as_str();
+    let (gid, timestamp_s) = (selected.gid.0, selected.timestamp);
+    let base = files.clone.as_deref().unwrap_or(IMAGE_FILE);
+    let (view, wdiffs) = View::open(archive, volume, base, selected).await?;
+    let view = Arc::new(view);
+    let records = view.records() as u64;
+    let cow = if request.writable {
+        let side = files.side.insert(files.place.file("cow"));
+        Some(Cow::create(archive, volume, side).await?)
+    } else {
+        None
+    };
+    let export = SnapshotExport::new(name, view, cow);
+    let size_bytes = export.size_bytes();
+    let exports = HashMap::from([(name.to_owned(), Arc::new(export) as Arc<dyn Export>)]);
+    let limits = Limits { server_bytes: CLIENT_BYTES, connections: 64, ..Limits::default() };
+    let server = NbdServer::new(exports, limits)
+        .map_err(|e| RoleError::bad_request(e.to_string()).with_volume(name))?;
+    let endpoint = if request.nbd.is_empty() {
+        let socket = format!("mount-{}{SOCKET_SUFFIX}", files.place.number);
+        Endpoint::Unix(volume.dir.path().join(socket))
+    } else {
+        request.nbd.parse().map_err(|e| RoleError::bad_request(format!("{e}")))?
+    };
+    let (listener, uri) = nbd::listen(&endpoint, archive.settings.insecure).await?;
+    let mut holds_base = false;
+    files.place.change(|entry| holds_base = entry.holds_base);
+    let shown = Mounted {
+        id: files.place.number.to_string(),
+        volume: name.to_owned(),
+        gid,
+        timestamp_s,
+        uri: uri.replace("NAME", name),
+        writable: request.writable,
+        since_s: clock::unix_seconds(),
+        size_bytes,
+        wdiffs,
+        records,
+        holds_base,
+    };
+    Ok((server, listener, shown))
+}

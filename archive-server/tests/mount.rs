@@ -1,0 +1,343 @@
+//! Instant mounts: what NBD clients that we did not write see of a snapshot is that snapshot,
+//! whatever runs beside it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    unreachable_pub,
+    missing_docs,
+    reason = "a test may panic"
+)]
+
+mod common;
+
+use archive_server::{FileImages, Settings};
+use common::{Answer, Archive, Client, Device, VOLUME, messages, meta, reason, same, start_of};
+use common::{filled, until, volume};
+use proto::v1::merge_request::Until;
+use proto::v1::mount_request::Point;
+use proto::v1::{
+    MergeRequest, MountRequest, Mounted, OperationStatus, SetExplicitRequest, UnmountRequest,
+    VolumeRef, WdiffResult,
+};
+use server_kit::error::Reason;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+fn device(steps: u64) -> Device {
+    let mut device = Device::new(4096, 31);
+    (0..steps).for_each(|_| device.write(40));
+    device
+}
+
+/// As `common::filled`, all diffs mergeable.
+async fn mergeable(archive: &Archive, device: &Device) -> Client {
+    let mut client = archive.client();
+    client.init().await;
+    client.full_sync(&device.history[0], 0).await.unwrap();
+    for gid in 1..=device.gid() {
+        send(&mut client, device, gid).await;
+    }
+    client
+}
+
+async fn send(client: &mut Client, device: &Device, gid: u64) {
+    let mut diff = meta(gid - 1, gid);
+    diff.mergeable = true;
+    let sent = messages(start_of(diff, device.size_lb()), &device.wdiff(gid), 1000);
+    assert_eq!(client.send(sent).await.unwrap().result(), WdiffResult::Stored);
+}
+
+async fn mount_as(client: &mut Client, request: MountRequest) -> Answer<Mounted> {
+    let request = MountRequest { volume: VOLUME.into(), ..request };
+    Ok(client.archive.mount(request).await?.into_inner())
+}
+
+async fn mount(client: &mut Client, gid: u64) -> Mounted {
+    let point = Some(Point::Gid(gid));
+    mount_as(client, MountRequest { point, ..MountRequest::default() }).await.unwrap()
+}
+
+async fn unmount(client: &mut Client, id: &str) -> Answer<()> {
+    let request = UnmountRequest { volume: VOLUME.into(), id: id.into() };
+    client.archive.unmount(request).await.map(drop)
+}
+
+async fn mounts(client: &mut Client) -> Vec<Mounted> {
+    client.archive.list_mounts(VolumeRef::default()).await.unwrap().into_inner().mounts
+}
+
+/// Whether a program is there; else the test says that it is skipped.
+fn has(test: &str, program: &str) -> bool {
+    let found = Command::new("which").arg(program).output().is_ok_and(|o| o.status.success());
+    if !found {
+        eprintln!("SKIPPED {test}: {program} is not installed");
+    }
+    found
+}
+
+async fn run(program: &str, args: &[&str]) -> String {
+    let mut command = tokio::process::Command::new(program);
+    let output = command.args(args).kill_on_drop(true).output();
+    let output = tokio::time::timeout(common::LIMIT, output).await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{program} {args:?}: {text} {output:?}");
+    text
+}
+
+/// The whole of an export, read by nbdcopy.
+async fn copied(dir: &Path, uri: &str) -> Vec<u8> {
+    let to = dir.join("copy.img");
+    run("nbdcopy", &[uri, to.to_str().unwrap()]).await;
+    let copy = std::fs::read(&to).unwrap();
+    std::fs::remove_file(&to).unwrap();
+    copy
+}
+
+async fn check(dir: &Path, mounted: &Mounted, device: &Device) {
+    let what = format!("a mount of gid {}", mounted.gid);
+    same(&copied(dir, &mounted.uri).await, &device.history[mounted.gid as usize], &what);
+}
+
+fn raw(dir: &Path, image: &[u8]) -> PathBuf {
+    let path = dir.join("expected.img");
+    std::fs::write(&path, image).unwrap();
+    path
+}
+
+/// Leaves no clone to be made, so that mounts hold the base image on every file system.
+fn settings() -> Settings {
+    Settings { max_open: 2, ..common::settings() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_snapshot_is_what_outside_programs_read_of_its_mount() {
+    let test = "every_snapshot_is_what_outside_programs_read_of_its_mount";
+    if !has(test, "nbdcopy") || !has(test, "qemu-img") || !has(test, "nbdinfo") {
+        return;
+    }
+    let (dir, device) = (tempfile::tempdir().unwrap(), device(7));
+    let archive = Archive::with(&dir, settings(), Arc::new(FileImages));
+    let mut client = filled(&archive, &device).await;
+    let mut all = Vec::new();
+    for gid in 0..=7 {
+        let mounted = mount(&mut client, gid).await;
+        assert_eq!((mounted.gid, mounted.wdiffs, mounted.writable), (gid, gid, false));
+        assert_eq!(mounted.size_bytes, device.now().len() as u64);
+        all.push(mounted);
+    }
+    assert_eq!(mounts(&mut client).await, all);
+    for mounted in &all {
+        check(dir.path(), mounted, &device).await;
+        let expected = raw(dir.path(), &device.history[mounted.gid as usize]);
+        let args = ["compare", "-f", "raw", "-F", "raw", &mounted.uri, expected.to_str().unwrap()];
+        assert!(run("qemu-img", &args).await.contains("identical"));
+    }
+    // Holes are holes: all that is data there is data in the map, and zeros that were written,
+    // discards, and what was never written are none.
+    let map = run("nbdinfo", &["--map", &all[7].uri]).await;
+    let data: u64 = map.lines().filter(|l| l.contains("data")).map(length).sum();
+    let all_bytes: u64 = map.lines().map(length).sum();
+    let image = &device.history[7];
+    let nonzero = image.chunks(512).filter(|b| b.iter().any(|b| *b != 0)).count() as u64 * 512;
+    assert_eq!(all_bytes, image.len() as u64);
+    assert!(nonzero <= data && data < all_bytes, "{nonzero} {data} of {all_bytes}\n{map}");
+    for mounted in &all {
+        unmount(&mut client, &mounted.id).await.unwrap();
+    }
+    assert_eq!(mounts(&mut client).await, []);
+    assert!(archive.files(".sock").is_empty() && archive.files(".tmp").is_empty());
+    assert_eq!(reason(&unmount(&mut client, "1").await.unwrap_err()), Reason::UnknownSnapshot);
+}
+
+/// The length in a line of `nbdinfo --map`.
+fn length(line: &str) -> u64 {
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_stays_as_it_is_beside_merge_apply_rename_gc_and_receive() {
+    let test = "a_mount_stays_as_it_is_beside_merge_apply_rename_gc_and_receive";
+    if !has(test, "nbdcopy") {
+        return;
+    }
+    let (dir, mut device) = (tempfile::tempdir().unwrap(), device(8));
+    let archive = Archive::with(&dir, settings(), Arc::new(FileImages));
+    let mut client = mergeable(&archive, &device).await;
+    let point = Some(Point::AtS(meta(0, 6).timestamp_s + 5));
+    let six = mount_as(&mut client, MountRequest { point, ..MountRequest::default() }).await;
+    let six = six.unwrap();
+    assert_eq!(six.gid, 6);
+    let kept = SetExplicitRequest { volume: VOLUME.into(), gids: vec![2, 6], is_explicit: true };
+    client.archive.set_explicit(kept).await.unwrap();
+    check(dir.path(), &six, &device).await;
+    for (begin, end) in [(0, 2), (2, 6)] {
+        let until = Some(Until::GidEnd(end));
+        let request = MergeRequest { volume: VOLUME.into(), gid_begin: begin, until };
+        let merge = client.archive.merge(request).await.unwrap().into_inner();
+        assert_eq!(client.finish(&merge.id).await.status(), OperationStatus::Done);
+        check(dir.path(), &six, &device).await;
+    }
+    for gid in [2, 6] {
+        assert_eq!(client.apply(gid).await.unwrap().status(), OperationStatus::Done);
+        check(dir.path(), &six, &device).await;
+    }
+    device.write(40);
+    send(&mut client, &device, 9).await;
+    client.archive.gc(volume()).await.unwrap();
+    let beyond = client.apply(8).await;
+    if six.holds_base {
+        let refused = beyond.unwrap_err();
+        assert_eq!(reason(&refused), Reason::Busy);
+        assert!(refused.message().contains("a mount of gid 6"), "{}", refused.message());
+    } else {
+        assert_eq!(beyond.unwrap().status(), OperationStatus::Done);
+    }
+    check(dir.path(), &six, &device).await;
+    // Another one, of what came since.
+    let nine = mount(&mut client, 9).await;
+    check(dir.path(), &nine, &device).await;
+    unmount(&mut client, &six.id).await.unwrap();
+    assert_eq!(client.apply(9).await.unwrap().status(), OperationStatus::Done);
+    check(dir.path(), &nine, &device).await;
+    unmount(&mut client, &nine.id).await.unwrap();
+    until("the wdiffs to go", || async { archive.files(".wdiff").is_empty().then_some(()) }).await;
+    same(&client.restored(9).await, &device.history[9], "the applied image");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_to_a_mount_is_read_there_and_nowhere_else() {
+    let test = "what_is_written_to_a_mount_is_read_there_and_nowhere_else";
+    if !has(test, "nbdcopy") || !has(test, "qemu-io") {
+        return;
+    }
+    let (dir, device) = (tempfile::tempdir().unwrap(), device(4));
+    let archive = Archive::with(&dir, settings(), Arc::new(FileImages));
+    let mut client = filled(&archive, &device).await;
+    let request = MountRequest { writable: true, point: Some(Point::Gid(3)), ..Default::default() };
+    let mounted = mount_as(&mut client, request).await.unwrap();
+    let other = mount(&mut client, 3).await;
+    check(dir.path(), &mounted, &device).await;
+    let mut image = device.history[3].clone();
+    let mut args = vec!["-f".to_owned(), "raw".to_owned(), mounted.uri.clone()];
+    // Over the seams of base, records and holes, and over itself.
+    for (command, at, len, byte) in [
+        ("write -P 17", 100_352, 66_048, 17),
+        ("write -P 18", 131_072, 4_096, 18),
+        ("write -z", 133_120, 4_096, 0),
+        ("discard", 600_064, 512, 0),
+        ("write -P 19 -f", 2_093_056, 4_096, 19),
+    ] {
+        args.extend(["-c".to_owned(), format!("{command} {at} {len}")]);
+        image[at..at + len].fill(byte);
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    run("qemu-io", &args).await;
+    same(&copied(dir.path(), &mounted.uri).await, &image, "the written mount");
+    check(dir.path(), &other, &device).await;
+    let mut writer = Command::new("qemu-io");
+    let refused = writer.args(["-f", "raw", &other.uri, "-c", "write 0 512"]).output().unwrap();
+    assert!(!refused.status.success(), "a read-only mount was written: {refused:?}");
+    unmount(&mut client, &mounted.id).await.unwrap();
+    assert!(archive.files(".tmp").is_empty(), "the layer is left");
+    same(&client.restored(3).await, &device.history[3], "the snapshot");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_that_cannot_be_had_says_why_and_leaves_nothing() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), device(4));
+    let settings = Settings { mount_records_max: 100, ..settings() };
+    let archive = Archive::with(&dir, settings, Arc::new(FileImages));
+    let mut client = filled(&archive, &device).await;
+    let at = |gid| MountRequest { point: Some(Point::Gid(gid)), ..Default::default() };
+    let refuse = |request| {
+        let mut client = client.clone();
+        async move {
+            let status = mount_as(&mut client, request).await.unwrap_err();
+            (reason(&status), status.message().to_owned())
+        }
+    };
+    assert_eq!(refuse(at(9)).await.0, Reason::UnknownSnapshot);
+    let early = MountRequest { point: Some(Point::AtS(1)), ..Default::default() };
+    assert_eq!(refuse(early).await.0, Reason::UnknownSnapshot);
+    assert_eq!(refuse(MountRequest::default()).await.0, Reason::BadRequest);
+    let open = MountRequest { nbd: "0.0.0.0:0".into(), ..at(1) };
+    let (why, message) = refuse(open).await;
+    assert!(why == Reason::BadRequest && message.contains("without TLS"), "{message}");
+    let (why, message) = refuse(MountRequest { nbd: "nonsense".into(), ..at(1) }).await;
+    assert!(why == Reason::BadRequest && message.contains("is not an address"), "{message}");
+    let (why, message) = refuse(at(4)).await;
+    assert!(why == Reason::BadRequest && message.contains("more than 100 records"), "{message}");
+    let name = archive.files(".wdiff")[0].clone();
+    let path = archive.volume_dir().join(&name);
+    let moved = dir.path().join("away");
+    std::fs::copy(&path, &moved).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let (why, message) = refuse(at(1)).await;
+    assert_eq!(why, Reason::Damaged, "{message}");
+    for part in ["every snapshot after gid 0 needs", &name, "cannot be opened: No such file"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    std::fs::copy(&moved, &path).unwrap();
+    assert_eq!(mounts(&mut client).await, []);
+    assert!(archive.files(".sock").is_empty() && archive.files(".tmp").is_empty());
+    let mounted = mount(&mut client, 1).await;
+    // A mounted volume is not emptied under its clients.
+    let stop = proto::v1::StopRequest { volume: VOLUME.into(), mode: 0 };
+    client.archive.stop(stop).await.unwrap();
+    for refused in [
+        client.archive.clear(volume()).await.unwrap_err(),
+        client
+            .archive
+            .reset(proto::v1::ResetArchiveRequest { volume: VOLUME.into() })
+            .await
+            .unwrap_err(),
+    ] {
+        assert_eq!(reason(&refused), Reason::Busy);
+        assert!(refused.message().contains("it is mounted"), "{}", refused.message());
+    }
+    unmount(&mut client, &mounted.id).await.unwrap();
+    client.archive.clear(volume()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_mount_left_is_gone_after_a_restart() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), device(3));
+    let archive = Archive::with(&dir, settings(), Arc::new(FileImages));
+    let mut client = filled(&archive, &device).await;
+    let request = MountRequest { writable: true, point: Some(Point::Gid(3)), ..Default::default() };
+    mount_as(&mut client, request).await.unwrap();
+    assert!(!archive.files(".cow.tmp").is_empty());
+    archive.kill();
+    let archive = Archive::start(&dir);
+    let mut client = archive.client();
+    assert_eq!(mounts(&mut client).await, []);
+    assert!(archive.files(".sock").is_empty() && archive.files(".tmp").is_empty());
+    same(&client.restored(3).await, &device.history[3], "after the restart");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_reaches_the_client_of_a_mount_as_an_error() {
+    let test = "damage_reaches_the_client_of_a_mount_as_an_error";
+    if !has(test, "nbdcopy") {
+        return;
+    }
+    let (dir, device) = (tempfile::tempdir().unwrap(), device(3));
+    let archive = Archive::with(&dir, settings(), Arc::new(FileImages));
+    let mut client = filled(&archive, &device).await;
+    let path = archive.volume_dir().join(&archive.files(".wdiff")[1]);
+    let mut file = std::fs::read(&path).unwrap();
+    let at = file.len() - 4200;
+    file[at] ^= 0x40;
+    std::fs::write(&path, &file).unwrap();
+    // The index is sound, the data of one record is not.
+    let mounted = mount(&mut client, 2).await;
+    let to = dir.path().join("copy.img");
+    let copy = Command::new("nbdcopy").args([&mounted.uri, to.to_str().unwrap()]).output().unwrap();
+    assert!(!copy.status.success(), "damaged data was copied");
+    let one = mount(&mut client, 1).await;
+    check(dir.path(), &one, &device).await;
+}
