@@ -47,8 +47,9 @@ scenario!(scenario_e10_the_log_overflows_while_the_proxy_is_cut_off, {
     c.front("p0")?.set(Fault::Cut);
     v.write_a_log(0, true)?;
     until("the overflow is seen", DEADLINE, || Ok(v.ask("is-overflow s0 VOL")?.then_some(())))?;
+    // It has stopped the target by itself.
+    v.until_state("s0", "Stopped")?;
     c.front("p0")?.set(Fault::None);
-    v.walbc("stop s0 VOL")?;
     let gid = v.gid("hash-backup s0 VOL")?;
     v.same(0, "a0", gid)?;
 });
