@@ -50,7 +50,7 @@ async fn full(doubles: &Doubles) -> Result<u64, ControlError> {
 #[tokio::test]
 async fn a_hash_backup_starts_from_every_state_that_allows_it() {
     for (state, first) in
-        [("SyncReady", None), ("Standby", Some("s0 stop Graceful")), ("Stopped", Some("s0 reset"))]
+        [("SyncReady", None), ("Standby", Some("s0 stop Graceful")), ("Stopped", None)]
     {
         let doubles = target(state).await;
         let (gid, notes) = hash(&doubles).await;
@@ -106,10 +106,10 @@ async fn a_hash_backup_keeps_the_primarys_queues_and_takes_the_others_off_the_li
 async fn what_the_primary_can_still_get_is_sent_before_the_log_is_reset() {
     let doubles = target("Stopped").await;
     doubles.world.lock().proxies.get_mut("p1").unwrap().queues[0].wdiffs = 3;
-    doubles.refuse("s0 reset");
+    doubles.refuse("s0 hash-backup");
     hash(&doubles).await.0.unwrap_err();
     let left = doubles.world.lock().proxies["p1"].queues[0].wdiffs;
-    assert_eq!(left, 0, "sent although the reset then failed: it came before it");
+    assert_eq!(left, 0, "sent although the backup then failed: it came before it");
 }
 
 #[tokio::test]
@@ -143,15 +143,15 @@ async fn a_proxy_that_is_down_does_not_keep_a_volume_unprotected() {
 
 #[tokio::test]
 async fn lost_answers_are_looked_after_and_nothing_is_done_twice() {
-    let doubles = target("Stopped").await;
+    let doubles = target("Standby").await;
     doubles.list(&["p0"], &["a0", "a1"]);
     doubles.list(&["p1"], &[]);
-    for lost in ["s0 reset", "p0 stop", "p0 delete", "p1 add", "p1 start", "s0 hash-backup"] {
+    for lost in ["s0 stop", "p0 stop", "p0 delete", "p1 add", "p1 start", "s0 hash-backup"] {
         doubles.lose(lost);
     }
     assert_eq!(hash(&doubles).await.0.unwrap(), 9);
     assert!(doubles.world.lock().lose.is_empty(), "each was lost once");
-    for method in ["reset", "delete", "add", "hash-backup"] {
+    for method in ["delete", "add", "hash-backup"] {
         assert_eq!(doubles.calls_of(method).len(), 1, "{method}: {:?}", doubles.calls());
     }
 }

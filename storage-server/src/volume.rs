@@ -166,6 +166,8 @@ impl Volume {
         let update = self.book.update(|r| {
             // From now on the log is thrown away: a backup on top of it cannot be resumed.
             r.history = None;
+            // There is no history here that could have a gap; the next backup compares.
+            r.gap = None;
             r.state = Saved::Standby;
             Ok(())
         });

@@ -104,6 +104,19 @@ async fn a_wrong_state_is_told_with_the_states_that_would_do() {
 }
 
 #[tokio::test]
+async fn a_target_that_became_a_standby_has_no_gap() {
+    let cluster = Cluster::new(16, StorageOptions::default()).await;
+    let mut client = cluster.storage.client();
+    cluster.storage.full_backup(VOLUME).await.unwrap();
+    cluster.storage.stop_volume(VOLUME, StopMode::Force).await.unwrap();
+    client.reset(ResetStorageRequest { volume: VOLUME.into(), gid: 0 }).await.unwrap();
+    assert!(cluster.storage.get(VOLUME).await.gap_since_s > 0);
+    cluster.storage.start_volume(VOLUME, StorageMode::Standby).await.unwrap();
+    let leg = cluster.storage.get(VOLUME).await;
+    assert_eq!((leg.gap_since_s, leg.error.as_str()), (0, ""), "it has no history");
+}
+
+#[tokio::test]
 async fn numbers_that_make_no_sense_are_refused() {
     let cluster = Cluster::new(4, StorageOptions::default()).await;
     let mut client = cluster.storage.client();

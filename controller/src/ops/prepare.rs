@@ -96,6 +96,8 @@ pub(crate) fn leg_step(
     let (message, next_step) = match state {
         "SyncReady" => return Ok(LegStep::Nothing),
         "Standby" => return Ok(LegStep::Stop),
+        // A hash backup resets the log itself, when the archive has agreed.
+        "Stopped" if kind == Kind::Hash => return Ok(LegStep::Nothing),
         "Stopped" => return Ok(LegStep::Reset),
         look::CLEAR => (
             format!("{storage} does not know a volume {volume:?}"),
@@ -136,7 +138,7 @@ pub(crate) async fn others_are_quiet(
     Ok(())
 }
 
-/// Brings the leg to `SyncReady`.
+/// Brings the leg to where the backup can start.
 pub(crate) async fn ready_leg(
     ctl: &Controller,
     storage: &str,

@@ -127,11 +127,14 @@ fn problem_text(problem: &Problem, volume: &VolumeStatus) -> String {
 pub fn status(status: &Status) -> Report {
     let mut lines = Vec::new();
     for volume in &status.volumes {
-        lines.push(format!(
-            "{}: newest restorable point is {} old",
-            volume.volume,
-            age(volume.restorable_age_s)
-        ));
+        lines.push(match volume.restorable_age_s {
+            Some(_) => format!(
+                "{}: newest restorable point is {} old",
+                volume.volume,
+                age(volume.restorable_age_s)
+            ),
+            None => format!("{}: no point can be restored yet", volume.volume),
+        });
         for (server, view) in &volume.views {
             let state = match view {
                 View::Storage(v) => &v.state,
