@@ -253,6 +253,17 @@ async fn serve(
     Ok(shown)
 }
 
+/// Who types it may be on another host: a path must say where it is by itself.
+fn asked_endpoint(nbd: &str) -> Result<Endpoint, RoleError> {
+    let endpoint: Endpoint = nbd.parse().map_err(|e| RoleError::bad_request(format!("{e}")))?;
+    match &endpoint {
+        Endpoint::Unix(path) if !path.is_absolute() => {
+            Err(RoleError::bad_request(format!("{endpoint}: use an absolute path")))
+        }
+        _ => Ok(endpoint),
+    }
+}
+
 async fn open(
     archive: &Arc<Archive>,
     volume: &Arc<Volume>,
@@ -282,7 +293,7 @@ async fn open(
         let socket = format!("mount-{}{SOCKET_SUFFIX}", files.place.number);
         Endpoint::Unix(volume.dir.path().join(socket))
     } else {
-        request.nbd.parse().map_err(|e| RoleError::bad_request(format!("{e}")))?
+        asked_endpoint(&request.nbd)?
     };
     let (listener, uri) = nbd::listen(&endpoint, archive.settings.insecure).await?;
     let mut holds_base = false;

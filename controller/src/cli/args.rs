@@ -171,6 +171,12 @@ pub enum Verb {
         /// The snapshot's gid
         gid: u64,
     },
+    /// Serve a snapshot over NBD without restoring it; prints the URI
+    Mount(super::mount::MountArgs),
+    /// What an archive has mounted
+    Mounts(super::mount::MountsArgs),
+    /// End a mount; its clients are disconnected
+    Unmount(super::mount::UnmountArgs),
     /// Make one wdiff of all between two snapshots
     Merge {
         /// Server and volume

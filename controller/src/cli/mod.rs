@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod doctor;
+pub mod mount;
 pub mod output;
 mod progress;
 pub mod values;

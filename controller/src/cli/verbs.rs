@@ -71,6 +71,9 @@ pub(super) async fn run(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
         Verb::Shutdown { .. } | Verb::Operations | Verb::Wait { .. } | Verb::Cancel { .. } => {
             run_verb(ctl, verb, json).await
         }
+        Verb::Mount(args) => super::mount::mount(ctl, args).await,
+        Verb::Mounts(args) => super::mount::mounts(ctl, args).await,
+        Verb::Unmount(args) => super::mount::unmount(ctl, args).await,
         Verb::Doctor(args) => super::doctor::run(ctl, args, json).await,
         Verb::Completions { .. } => done(Report::done()),
     }

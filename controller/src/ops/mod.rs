@@ -11,6 +11,7 @@ pub mod hash;
 pub mod health;
 pub mod look;
 mod lost;
+pub mod mount;
 pub mod peers;
 mod prepare;
 pub mod recover;

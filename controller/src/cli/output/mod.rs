@@ -61,7 +61,7 @@ impl Report {
         Self { text: lines.join("\n"), json: json!({ key: lines }) }
     }
 
-    fn table(header: &[&str], rows: Vec<Vec<String>>, json: Value) -> Self {
+    pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, json: Value) -> Self {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(header.to_vec());
         rows.into_iter().for_each(|row| {
@@ -75,7 +75,7 @@ impl Report {
 }
 
 /// A Unix time as RFC 3339; `-` for "never".
-fn time(seconds: u64) -> String {
+pub(super) fn time(seconds: u64) -> String {
     let seconds = i64::try_from(seconds).unwrap_or_default();
     match jiff::Timestamp::from_second(seconds) {
         Ok(time) if seconds > 0 => time.to_string(),
