@@ -59,6 +59,8 @@ pub struct Info {
     pub log_path: String,
     /// The data device.
     pub data_path: String,
+    /// Its content is being replaced: it is neither the old one nor the new one.
+    pub overwriting: bool,
     /// Why the device has failed.
     pub failure: Option<String>,
 }
@@ -127,6 +129,12 @@ pub trait WalbDevice: Send + Sync + 'static {
     /// # Errors
     /// Names the path.
     fn open_data(&self, info: &Info) -> Result<Arc<dyn BlockDevice>, RoleError>;
+
+    /// Opens the data device to replace its content.
+    ///
+    /// # Errors
+    /// Names the path.
+    fn open_data_for_writing(&self, info: &Info) -> Result<Arc<dyn BlockDevice>, RoleError>;
 }
 
 impl fmt::Debug for dyn WalbDevice {

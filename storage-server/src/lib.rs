@@ -1,5 +1,5 @@
 //! The storage role: one per host. It follows the log device of every volume, ships the logs to
-//! proxies, and makes full backups (`design.md` §5, `semantics.md` §3).
+//! proxies, makes full and hash backups, and restores a snapshot onto a device (`design.md` §5, `semantics.md` §3).
 //!
 //! ```text
 //!  device role                                this crate                              elsewhere
@@ -48,6 +48,7 @@ pub mod progress;
 pub mod proxies;
 pub mod reader;
 pub mod registry;
+pub mod restore;
 pub mod resync;
 pub mod serve;
 pub mod service;

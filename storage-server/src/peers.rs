@@ -43,6 +43,18 @@ pub struct PeerName {
     pub address: Endpoint,
 }
 
+impl PeerName {
+    /// What a client names.
+    ///
+    /// # Errors
+    /// An address or id that is none.
+    pub fn parse(peer: v1::Peer) -> Result<Self, RoleError> {
+        let address = peer.address.parse().map_err(|e| RoleError::bad_request(format!("{e}")))?;
+        let id = Some(peer.id).filter(|id| !id.is_empty()).map(ServerId::try_from).transpose();
+        Ok(Self { id: id.map_err(|e| RoleError::bad_request(format!("{e}")))?, address })
+    }
+}
+
 /// All of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,8 +79,9 @@ impl PeerNames {
     /// An address or id that is none, no archive, no proxy, one proxy twice.
     pub fn parse(message: v1::Peers) -> Result<Self, RoleError> {
         let missing = || RoleError::bad_request("no archive is given");
-        let archive = peer(message.archive.ok_or_else(missing)?)?;
-        let proxies: Vec<_> = message.proxies.into_iter().map(peer).collect::<Result<_, _>>()?;
+        let archive = PeerName::parse(message.archive.ok_or_else(missing)?)?;
+        let proxies: Vec<_> =
+            message.proxies.into_iter().map(PeerName::parse).collect::<Result<_, _>>()?;
         if proxies.is_empty() || proxies.len() > MAX_PROXIES {
             let text = format!("{} proxies: give 1 to {MAX_PROXIES}", proxies.len());
             return Err(RoleError::bad_request(text));
@@ -83,12 +96,6 @@ impl PeerNames {
     }
 }
 
-fn peer(peer: v1::Peer) -> Result<PeerName, RoleError> {
-    let address = peer.address.parse().map_err(|e| RoleError::bad_request(format!("{e}")))?;
-    let id = Some(peer.id).filter(|id| !id.is_empty()).map(ServerId::try_from).transpose();
-    Ok(PeerName { id: id.map_err(|e| RoleError::bad_request(format!("{e}")))?, address })
-}
-
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stored {
@@ -97,7 +104,7 @@ struct Stored {
     flags: PeerNames,
 }
 
-/// The primary archive.
+/// An archive, mostly the primary one.
 pub struct Primary {
     peer: PeerName,
     channel: Channel,
@@ -182,6 +189,12 @@ impl Peers {
         let now = watch::Sender::new(PeerSet::new(names, &*connector));
         let (file, now) = (Arc::new(file), Arc::new(now));
         Ok(Self { connector, file, flags, now, writer: Arc::default() })
+    }
+
+    /// Another archive than the primary one.
+    #[must_use]
+    pub fn connect(&self, peer: PeerName) -> Primary {
+        Primary { channel: self.connector.channel(&peer.address), peer }
     }
 
     /// The peers now.

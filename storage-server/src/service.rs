@@ -9,8 +9,9 @@ use futures::stream::{self, StreamExt};
 use proto::v1::storage_server::Storage;
 use proto::v1::{
     Empty, FullBackupRequest, HashBackupRequest, InitStorageRequest, KickReply, KickStorageRequest,
-    Operation, Peers, ResetStorageRequest, ResizeRequest, SnapshotReply, StartStorageRequest,
-    StopMode, StopRequest, StorageMode, StorageVolume, StorageVolumeList, VolumeRef,
+    Operation, Peers, ResetStorageRequest, ResizeRequest, RestoreToDeviceRequest, SnapshotReply,
+    StartStorageRequest, StopMode, StopRequest, StorageMode, StorageVolume, StorageVolumeList,
+    VolumeRef,
 };
 use server_kit::error::{Reason, RoleError};
 use server_kit::volume_name::VolumeName;
@@ -22,6 +23,7 @@ use crate::backup::{full, hash};
 use crate::device::address::DeviceAddress;
 use crate::peers::PeerNames;
 use crate::registry::Registry;
+use crate::restore;
 use crate::shared::Shared;
 use crate::view::describe;
 use crate::volume::Volume;
@@ -154,6 +156,14 @@ impl Storage for StorageService {
         let ResizeRequest { volume, size_lb } = r.into_inner();
         let volume = self.volume(&volume)?;
         detached(async move { volume.resize(Lb(size_lb)).await.map(|()| Empty {}) }).await
+    }
+
+    async fn restore_to_device(
+        &self,
+        r: Request<RestoreToDeviceRequest>,
+    ) -> Result<Response<Operation>, Status> {
+        let (registry, shared) = (Arc::clone(&self.registry), Arc::clone(&self.shared));
+        detached(async move { restore::start(&registry, &shared, r.into_inner()).await }).await
     }
 
     async fn get_peers(&self, _: Request<Empty>) -> Result<Response<Peers>, Status> {

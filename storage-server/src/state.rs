@@ -11,6 +11,7 @@
 //! | Stopped | StartTarget | Target | start target |
 //! | Target | StopTarget | Stopped | stop, lost logs |
 //! | Stopped | Reset | SyncReady | reset |
+//! | SyncReady, Stopped | Overwrite | the same | restore to device |
 //!
 //! During a backup the durable state is SyncReady once the log was reset, so a crash falls back to
 //! it. The way of the original through Stopped at the end of a backup is one durable step here, and
@@ -53,6 +54,8 @@ pub enum State {
     StopTarget,
     /// Stopped -> SyncReady.
     Reset,
+    /// SyncReady or Stopped, and back: the content of the device is replaced.
+    Overwrite,
 }
 
 impl State {

@@ -102,10 +102,16 @@ impl Volume {
     /// Everything about the device; an error when it has failed.
     pub(crate) async fn device_info(&self) -> Result<Info, RoleError> {
         let info = self.device.info().await?;
+        let device = self.device.address();
+        if info.overwriting {
+            let message = format!("the content of device {device} is half replaced");
+            return Err(RoleError::new(Reason::WrongState, message)
+                .with_volume(&self.name)
+                .with_next_step("repeat the restore: walbc restore-to-device A VOL GID S DEVICE"));
+        }
         match &info.failure {
             None => Ok(info),
             Some(why) => {
-                let device = self.device.address();
                 let message = format!("device {device} has failed: {why}");
                 Err(RoleError::new(Reason::Io, message).with_volume(&self.name))
             }

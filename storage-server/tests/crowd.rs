@@ -59,6 +59,7 @@ impl Devices for QuietDevices {
             ring_size: self.superblock.ring_size,
             log_path: "log".into(),
             data_path: "data".into(),
+            overwriting: false,
             failure: None,
         };
         Arc::new(Quiet {
@@ -112,6 +113,9 @@ impl WalbDevice for Quiet {
         self.seen.subscribe()
     }
     fn open_log(&self, _: &Info) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        Ok(self.log.clone())
+    }
+    fn open_data_for_writing(&self, _: &Info) -> Result<Arc<dyn BlockDevice>, RoleError> {
         Ok(self.log.clone())
     }
     fn open_data(&self, _: &Info) -> Result<Arc<dyn BlockDevice>, RoleError> {

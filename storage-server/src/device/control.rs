@@ -215,6 +215,11 @@ impl WalbDevice for ControlDevice {
             .map_err(|e| RoleError::io("open the log device", &info.log_path, e))
     }
 
+    fn open_data_for_writing(&self, info: &Info) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        open(&info.data_path, OpenOptions::default())
+            .map_err(|e| RoleError::io("open the data device", &info.data_path, e))
+    }
+
     fn open_data(&self, info: &Info) -> Result<Arc<dyn BlockDevice>, RoleError> {
         open(&info.data_path, OpenOptions::read_only())
             .map_err(|e| RoleError::io("open the data device", &info.data_path, e))
@@ -263,6 +268,7 @@ fn info(volume: DeviceVolume) -> Option<Info> {
         ring_size: Pb(volume.ring_size_pb),
         log_path: volume.log_path,
         data_path: volume.data_path,
+        overwriting: volume.overwriting,
         failure,
     })
 }

@@ -52,6 +52,8 @@ pub struct Disk {
     pub hash_syncs: Vec<HashSyncStart>,
     /// The hash backup breaks off at its end.
     pub break_hash: bool,
+    /// A snapshot that is read breaks off after so many messages.
+    pub break_read: Option<usize>,
     /// How often it was asked how the volume stands.
     pub asked: usize,
 }
@@ -253,6 +255,33 @@ impl Archive for Service {
             }
         }
         Err(Status::aborted("the stream has no end"))
+    }
+
+    async fn read_snapshot(
+        &self,
+        request: Request<ReadSnapshotRequest>,
+    ) -> Result<Response<tonic::codegen::BoxStream<SnapshotBulk>>, Status> {
+        let gid = request.into_inner().gid;
+        let disk = self.disk.lock();
+        if disk.latest(&self.wire).is_none_or(|latest| latest.gid_begin < gid) {
+            return Err(RoleError::unknown_snapshot("vol", "not here").into());
+        }
+        let image = disk.restore(&self.wire, &disk.base_uuid, gid);
+        let size_bytes = image.len() as u64;
+        let mut messages = Vec::new();
+        for (i, piece) in image.chunks(1 << 18).enumerate() {
+            let offset_bytes = (i as u64) << 18;
+            let (chunk, zeros_bytes) = match piece.iter().all(|b| *b == 0) {
+                true => (None, piece.len() as u64),
+                false => (Some(server_kit::chunks::encode(Bytes::copy_from_slice(piece))), 0),
+            };
+            messages.push(Ok(SnapshotBulk { offset_bytes, chunk, zeros_bytes, size_bytes }));
+        }
+        if let Some(at) = disk.break_read {
+            messages.truncate(at);
+            messages.push(Err(Status::unavailable("the stub breaks off")));
+        }
+        Ok(Response::new(Box::pin(futures::stream::iter(messages))))
     }
 
     async fn prepare_hash_sync(

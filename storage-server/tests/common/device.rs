@@ -12,6 +12,7 @@ use device_server::{
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use server_kit::durable::{DurableDir, RealDir};
 use server_kit::net::{Endpoint, Listener, serve};
 use server_kit::shutdown::Shutdown;
 use tokio::task::JoinHandle;
@@ -66,7 +67,10 @@ impl TestDevice {
             policy: self.policy,
             ..VolumeOptions::default()
         };
-        let (volume, _) = Volume::open("vol", log, data, options).await.unwrap();
+        let state: Arc<dyn DurableDir> =
+            Arc::new(RealDir::create(self.dir.join("device-state")).unwrap());
+        let opened = Volume::open_with_state("vol", log, data, options, Some(state)).await;
+        let (volume, _) = opened.unwrap();
         let volume = Arc::new(volume);
         let served = Served { volume: Arc::clone(&volume), frontends: Vec::new() };
         let volumes = BTreeMap::from([("vol".to_owned(), served)]);

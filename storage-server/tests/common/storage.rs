@@ -232,6 +232,12 @@ impl WalbDevice for WatchedDevice {
     fn open_log(&self, info: &Info) -> Result<Arc<dyn block_io::device::BlockDevice>, RoleError> {
         self.0.open_log(info)
     }
+    fn open_data_for_writing(
+        &self,
+        info: &Info,
+    ) -> Result<Arc<dyn block_io::device::BlockDevice>, RoleError> {
+        self.0.open_data_for_writing(info)
+    }
     fn open_data(&self, info: &Info) -> Result<Arc<dyn block_io::device::BlockDevice>, RoleError> {
         self.0.open_data(info)
     }
