@@ -16,9 +16,9 @@ use common::Doubles;
 use controller::ops::backup::{FullBackupOptions, full_backup};
 use controller::ops::hash::{HashBackupOptions, hash_backup};
 use controller::ops::replicate::{ReplicateOptions, replicate};
-use controller::ops::{Event, device, peers, resize, setup, sync};
+use controller::ops::{Event, device, peers, recover, resize, setup, sync};
 use controller::{ControlError, Exit};
-use proto::v1::{Operation, OperationStatus, Peer, Peers};
+use proto::v1::{Operation, OperationStatus, Peer, Peers, StopMode};
 
 const ALL: &[&str] = &["s0", "s1", "p0", "p1", "a0", "a1"];
 
@@ -279,6 +279,34 @@ async fn clearing_stops_and_resets_what_has_to_be() {
         "a0 clear",
     ];
     assert_eq!(doubles.calls(), expected);
+}
+
+#[tokio::test]
+async fn starting_what_runs_and_stopping_what_is_stopped_is_done_at_once() {
+    let doubles = target("Target").await;
+    doubles.leg("s1", "Stopped");
+    doubles.image("a1", "Stopped", 5);
+    for server in ["s0", "p0", "a0"] {
+        setup::start(&doubles.ctl, server, "v").await.unwrap();
+    }
+    for server in ["s1", "a1"] {
+        setup::stop(&doubles.ctl, server, "v", StopMode::Graceful).await.unwrap();
+    }
+    assert_eq!(doubles.calls(), [""; 0]);
+}
+
+#[tokio::test]
+async fn storage_servers_are_kicked_with_all_proxies_and_proxies_alone() {
+    let doubles = target("Target").await;
+    let kicked = async |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let kicked = recover::kick_all(&doubles.ctl, &names).await.unwrap();
+        kicked.into_iter().map(|k| k.server).collect::<Vec<_>>()
+    };
+    assert_eq!(kicked(&[]).await, ["s0", "s1", "p0", "p1"]);
+    assert_eq!(kicked(&["s1"]).await, ["s1", "p0", "p1"]);
+    assert_eq!(kicked(&["p1"]).await, ["p1"]);
+    assert_eq!(kicked(&["s0", "p1"]).await, ["s0", "p1"]);
 }
 
 #[tokio::test]

@@ -276,8 +276,8 @@ pub enum Verb {
     },
     /// End the back-offs of storage servers and all proxies
     KickAll {
-        /// Storage servers; none: all
-        storages: Vec<String>,
+        /// Storage servers, which means all proxies too, or proxies; none: all of both
+        servers: Vec<String>,
     },
     /// End the back-off of one queue of a proxy
     Kick {

@@ -311,8 +311,8 @@ async fn sync_verb(ctl: &Controller, verb: &Verb) -> Answer {
             let copied = sync::copy_archive_info(ctl, &t.server, &t.volume, to).await?;
             done(Report::value("copied", copied))
         }
-        Verb::KickAll { storages } => {
-            let kicked = recover::kick_all(ctl, storages).await?;
+        Verb::KickAll { servers } => {
+            let kicked = recover::kick_all(ctl, servers).await?;
             let lines = kicked
                 .iter()
                 .flat_map(|s| s.kicked.iter().map(|what| format!("{} {what}", s.server)));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use proto::v1;
 use proto::v1::restore_request::Point;
 
-use super::{Watch, lost, run};
+use super::{Watch, look, lost};
 use crate::client::{At, Controller, volume_ref};
 use crate::error::ControlError;
 
@@ -79,12 +79,16 @@ pub async fn restore(
     to: Option<PathBuf>,
     watch: Watch<'_>,
 ) -> Result<v1::RestorePlan, ControlError> {
-    let reply = call_restore(ctl, archive, volume, point, to, false).await?;
     let (server, _) = ctl.archive(archive)?;
-    if let Some(operation) = reply.operation {
-        run::follow(ctl, server, operation, watch).await?;
-    }
-    Ok(reply.plan.unwrap_or_default())
+    let plan = plan_restore(ctl, archive, volume, point, to.clone()).await?;
+    // What `at` means was decided by the plan.
+    let point = RestorePoint::Gid(plan.gid);
+    let call = async || {
+        let reply = call_restore(ctl, archive, volume, point, to.clone(), false).await?;
+        Ok(reply.operation.unwrap_or_default())
+    };
+    lost::start_and_follow(ctl, server, ("restore", volume), watch, call).await?;
+    Ok(plan)
 }
 
 /// The restored images that the archive keeps.
@@ -110,9 +114,17 @@ pub async fn delete_restored(
     volume: &str,
     gid: u64,
 ) -> Result<(), ControlError> {
-    let (server, mut client) = ctl.archive(archive)?;
+    let (server, client) = ctl.archive(archive)?;
     let request = v1::SnapshotRef { volume: volume.to_owned(), gid };
-    client.delete_restored(request).await.at(server).map(drop)
+    let delete = async || client.clone().delete_restored(request.clone()).await.at(server);
+    lost::surely(
+        async || delete().await.map(drop),
+        async || {
+            let left = restored(ctl, archive, volume).await?;
+            Ok(left.iter().all(|image| image.gid != gid).then_some(()))
+        },
+    )
+    .await
 }
 
 /// The wdiffs that the archive keeps, oldest first.
@@ -128,7 +140,8 @@ pub async fn diffs(
     Ok(client.list_diffs(volume_ref(volume)).await.at(server)?.diffs)
 }
 
-/// Moves the base image forward to a snapshot; older snapshots disappear.
+/// Moves the base image forward to a snapshot; older snapshots disappear. Nothing to do where the
+/// base is that snapshot.
 ///
 /// # Errors
 /// The snapshot is not reachable, another operation runs, a wdiff is damaged.
@@ -140,6 +153,11 @@ pub async fn apply(
     watch: Watch<'_>,
 ) -> Result<(), ControlError> {
     let (server, client) = ctl.archive(archive)?;
+    let base = look::archive_volume(ctl, archive, volume).await?.base.unwrap_or_default();
+    let reached = v1::Snapshot { gid_begin: gid, gid_end: gid };
+    if base.begin == Some(reached) && base.end.is_none() {
+        return Ok(());
+    }
     let request = v1::SnapshotRef { volume: volume.to_owned(), gid };
     let call = async || client.clone().apply(request.clone()).await.at(server);
     lost::start_and_follow(ctl, server, ("apply", volume), watch, call).await.map(drop)

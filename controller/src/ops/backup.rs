@@ -179,7 +179,8 @@ pub(crate) async fn arrive(
     .await
 }
 
-/// Takes an explicit snapshot of a target volume, durable at the storage server.
+/// Takes an explicit snapshot of a target volume, durable at the storage server. When an answer is
+/// lost another one is taken: there may be one more than was asked for.
 ///
 /// # Errors
 /// The volume is not a target, or its log overflowed.
@@ -188,8 +189,9 @@ pub async fn snapshot(
     storage: &str,
     volume: &str,
 ) -> Result<SnapshotTaken, ControlError> {
-    let (server, mut client) = ctl.storage(storage)?;
-    let taken = client.take_snapshot(volume_ref(volume)).await.at(server)?;
+    let (server, client) = ctl.storage(storage)?;
+    let take = async || client.clone().take_snapshot(volume_ref(volume)).await.at(server);
+    let taken = lost::again(take).await?;
     Ok(SnapshotTaken { gid: taken.gid, lsid: taken.lsid, timestamp_s: taken.timestamp_s })
 }
 

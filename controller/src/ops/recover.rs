@@ -59,17 +59,26 @@ pub struct Kicked {
     pub kicked: Vec<String>,
 }
 
-/// Kicks the named storage servers (all when none is named) and every proxy.
+/// Kicks the named servers; none named: all. Storage servers alone are kicked with every proxy, for
+/// what waits may wait there.
 ///
 /// # Errors
-/// The first server that cannot be reached, after all others were tried.
-pub async fn kick_all(ctl: &Controller, storages: &[String]) -> Result<Vec<Kicked>, ControlError> {
-    let storages = match storages {
-        [] => ctl.names(ServerRole::Storage),
-        named => named.to_vec(),
-    };
-    for storage in &storages {
-        ctl.storage(storage)?;
+/// A name of another role; the first server that cannot be reached, after all others were tried.
+pub async fn kick_all(ctl: &Controller, named: &[String]) -> Result<Vec<Kicked>, ControlError> {
+    let (mut storages, mut proxies) = (Vec::new(), Vec::new());
+    for name in named {
+        if ctl.group().server(name)?.role == ServerRole::Storage {
+            storages.push(name.clone());
+        } else {
+            ctl.proxy(name)?;
+            proxies.push(name.clone());
+        }
+    }
+    if proxies.is_empty() {
+        proxies = ctl.names(ServerRole::Proxy);
+        if storages.is_empty() {
+            storages = ctl.names(ServerRole::Storage);
+        }
     }
     let (mut done, mut failed) = (Vec::new(), None);
     for server in storages {
@@ -78,7 +87,7 @@ pub async fn kick_all(ctl: &Controller, storages: &[String]) -> Result<Vec<Kicke
             Err(error) => failed = failed.or(Some(error)),
         }
     }
-    for server in ctl.names(ServerRole::Proxy) {
+    for server in proxies {
         match kick_proxy(ctl, &server, "", "").await {
             Ok(kicked) => done.push(Kicked { server, kicked }),
             Err(error) => failed = failed.or(Some(error)),

@@ -80,12 +80,21 @@ async fn has_become(
     Ok(states.contains(&state(ctl, name, volume).await?.as_str()).then_some(()))
 }
 
-/// Starts `volume`: a storage server as target, a proxy or an archive to take part again.
+/// Starts `volume`: a storage server as target, a proxy or an archive to take part again. Nothing to
+/// do where it runs.
 ///
 /// # Errors
 /// The volume's state does not allow it; the error names the states that do.
 pub async fn start(ctl: &Controller, name: &str, volume: &str) -> Result<(), ControlError> {
     let role = ctl.group().server(name)?.role;
+    let running: &[&str] = match role {
+        ServerRole::Storage => &["Target"],
+        ServerRole::Proxy => &["Started", "WlogRecv"],
+        ServerRole::Archive => &["Archived", "WdiffRecv"],
+    };
+    if has_become(ctl, name, volume, running).await?.is_some() {
+        return Ok(());
+    }
     if role == ServerRole::Storage {
         return start_storage(ctl, name, volume, v1::StorageMode::Target).await;
     }
@@ -97,8 +106,7 @@ pub async fn start(ctl: &Controller, name: &str, volume: &str) -> Result<(), Con
         let (server, mut client) = ctl.archive(name)?;
         client.start(volume_ref(volume)).await.at(server).map(drop)
     };
-    let running = ["Started", "WlogRecv", "Archived", "WdiffRecv"];
-    lost::surely(call, async || has_become(ctl, name, volume, &running).await).await
+    lost::surely(call, async || has_become(ctl, name, volume, running).await).await
 }
 
 async fn start_storage(
@@ -117,7 +125,7 @@ async fn start_storage(
     lost::surely(call, async || has_become(ctl, storage, volume, &[goal]).await).await
 }
 
-/// Stops `volume` at any server; returns when it has stopped.
+/// Stops `volume` at any server; returns when it has stopped. Nothing to do where it has.
 ///
 /// # Errors
 /// The volume's state does not allow it; the mode is not one of that role.
@@ -128,6 +136,13 @@ pub async fn stop(
     mode: v1::StopMode,
 ) -> Result<(), ControlError> {
     let role = ctl.group().server(name)?.role;
+    let still: &[&str] = match role {
+        ServerRole::Storage => &["Stopped", "SyncReady"],
+        ServerRole::Proxy | ServerRole::Archive => &["Stopped"],
+    };
+    if has_become(ctl, name, volume, still).await?.is_some() {
+        return Ok(());
+    }
     let request = || v1::StopRequest { volume: volume.to_owned(), mode: mode.into() };
     let call = async || match role {
         ServerRole::Storage => {
