@@ -8,7 +8,7 @@
 use crate::archive::{Archive, turn};
 use crate::faults;
 use crate::image;
-use crate::jobs::{APPLY, HASH_SYNC, Job, KEEP, MERGE, READ, REPLICATE, RESIZE};
+use crate::jobs::{APPLY, HASH_SYNC, Job, KEEP, MERGE, READ, REPLICATE, RESIZE, RESYNC};
 use crate::volume::Volume;
 use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
@@ -20,7 +20,7 @@ use std::time::Duration;
 use wdiff_format::gid::{BaseState, Diff, Gid, walk};
 
 /// What must not run beside it (`semantics.md` §5.2).
-const EXCLUDED: [&str; 7] = [APPLY, MERGE, KEEP, HASH_SYNC, REPLICATE, READ, RESIZE];
+const EXCLUDED: [&str; 8] = [APPLY, MERGE, KEEP, HASH_SYNC, REPLICATE, READ, RESIZE, RESYNC];
 /// Pauses between the attempts to finish an interrupted apply.
 const MEND_MIN: Duration = Duration::from_secs(1);
 const MEND_MAX: Duration = Duration::from_secs(300);

@@ -18,7 +18,7 @@ use server_kit::durable::{DurableDir, StateFile, claim_base};
 use server_kit::error::{Reason, RoleError};
 use server_kit::operations::Operations;
 use server_kit::state_machine::StopFlag;
-use server_kit::volume_name::VolumeName;
+use server_kit::volume_name::{ServerId, VolumeName};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -83,7 +83,9 @@ pub(crate) struct Archive {
     pub(crate) settings: Settings,
     pub(crate) operations: Operations,
     pub(crate) world: World,
-    pub(crate) sessions: crate::full_sync::Sessions,
+    /// The name of this archive.
+    pub(crate) id: ServerId,
+    pub(crate) sessions: Sessions<crate::full_sync::Prepared>,
     pub(crate) hash_sessions: Sessions<crate::hash_sync::Prepared>,
     /// Cancelled when the server is asked to end: nothing is tried again then.
     pub(crate) ending: CancellationToken,
@@ -105,6 +107,7 @@ impl Archive {
     /// When the base directory itself cannot be used.
     pub(crate) async fn open(
         base: &Path,
+        id: ServerId,
         settings: Settings,
         operations: Operations,
         world: World,
@@ -126,7 +129,8 @@ impl Archive {
             settings,
             operations,
             world,
-            sessions: crate::full_sync::Sessions::default(),
+            id,
+            sessions: Sessions::default(),
             hash_sessions: Sessions::default(),
             ending,
             writers: Arc::new(Semaphore::new(WRITERS_MAX)),

@@ -112,7 +112,8 @@ impl Server {
         let Self { base, id, settings, world } = self;
         let operations = Operations::new();
         let ending = shutdown.requested();
-        let archive = Archive::open(&base, settings, operations.clone(), world, ending).await?;
+        let operated = operations.clone();
+        let archive = Archive::open(&base, id.clone(), settings, operated, world, ending).await?;
         let routes = Routes::new(ArchiveServer::new(Service(archive)));
         let base = Some(base);
         RoleServer { role: Role::Archive, id, base, listener, operations, shutdown }

@@ -1,4 +1,4 @@
-//! Receiving a full backup (`semantics.md` §5.11).
+//! Receiving a full backup, or the base image of another archive (`semantics.md` §5.11).
 //!
 //! A session is announced first; it holds the volume until it is used, replaced, or forgotten after
 //! a silence. Invariants: the progress that is kept is behind a flush; whatever lies behind it in
@@ -8,12 +8,11 @@
 
 use crate::archive::{Archive, parse_name, refused};
 use crate::image::{self, ImageWriter};
-use crate::jobs::{FULL_SYNC, Job};
-use crate::record::{Progress, Whole};
+use crate::jobs::{FULL_SYNC, Job, RESIZE};
+use crate::record::{Progress, Replica, Whole};
 use crate::state::State;
 use crate::volume::{IMAGE_FILE, Volume};
 use futures::{Stream, StreamExt};
-use parking_lot::Mutex;
 use proto::v1::full_sync_request::Step;
 use proto::v1::{
     FullSyncBulk, FullSyncEnd, FullSyncReply, FullSyncRequest, FullSyncStart, PrepareFullSyncReply,
@@ -23,43 +22,30 @@ use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
 use server_kit::operations::{OperationHandle, Outcome};
 use server_kit::state_machine::Transition;
-use server_kit::volume_name::VolumeName;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use wdiff_format::gid::{BaseState, Snapshot};
 use wlog_format::units::{LOGICAL_BLOCK_BYTES, Lb, LogUuid};
 
 /// Largest volume: what signed file offsets reach.
-const SIZE_MAX: Lb = Lb((1 << 62) / LOGICAL_BLOCK_BYTES);
+pub(crate) const SIZE_MAX: Lb = Lb((1 << 62) / LOGICAL_BLOCK_BYTES);
 
-/// Sessions that are announced and not used yet, at most one for each volume.
-#[derive(Default)]
-pub(crate) struct Sessions(Mutex<BTreeMap<VolumeName, Prepared>>);
-
-struct Prepared {
-    session: String,
+/// A full sync that is announced.
+pub(crate) struct Prepared {
     volume: Arc<Volume>,
     change: Transition<State>,
     job: Job,
     size: Lb,
-    started_s: u64,
-    /// Log uuid of what is resumed.
-    resumes: Option<LogUuid>,
+    source: Source,
     start_bytes: u64,
 }
 
-impl Sessions {
-    /// Forgets what is announced for a volume.
-    pub(crate) fn drop_session(&self, volume: &VolumeName) {
-        // The transaction ends outside of the lock.
-        let _ended = self.0.lock().remove(volume);
-    }
-
-    fn forget(&self, volume: &VolumeName, session: &str) -> Option<Prepared> {
-        let mut sessions = self.0.lock();
-        let known = sessions.get(volume).is_some_and(|p| p.session == session);
-        if known { sessions.remove(volume) } else { None }
-    }
+/// Whom the image comes from, which says what an interrupted transfer has to be continued by.
+#[derive(Clone, Copy)]
+pub(crate) enum Source {
+    /// A storage; `resumes` is the log uuid of what is resumed.
+    Storage { resumes: Option<LogUuid>, started_s: u64 },
+    /// An archive, which sends its base image in this state.
+    Archive(Replica),
 }
 
 /// Announces a full backup.
@@ -68,53 +54,58 @@ pub(crate) async fn prepare(
     request: PrepareFullSyncRequest,
 ) -> Result<PrepareFullSyncReply, RoleError> {
     let volume = archive.volume(&request.volume)?;
+    let resumes = match &*request.resume_uuid {
+        [] => None,
+        bytes => Some(proto::convert::uuid(bytes).map_err(|e| {
+            RoleError::bad_request(format!("resume_uuid: {e}")).with_volume(&volume.name)
+        })?),
+    };
+    let source = Source::Storage { resumes, started_s: request.started_s };
+    let (session, start_bytes) = announce(archive, &volume, Lb(request.size_lb), source).await?;
+    Ok(PrepareFullSyncReply { session, start_bytes })
+}
+
+/// Announces a full sync: its session, and where it goes on.
+pub(crate) async fn announce(
+    archive: &Arc<Archive>,
+    volume: &Arc<Volume>,
+    size: Lb,
+    mut source: Source,
+) -> Result<(String, u64), RoleError> {
     let name = volume.name.as_str();
-    let size = Lb(request.size_lb);
     if size == Lb(0) || size > SIZE_MAX {
         let message = format!("cannot receive a full backup of {size} blocks");
         return Err(RoleError::wrong_size(message).with_volume(name));
     }
-    let resumes =
-        match &*request.resume_uuid {
-            [] => None,
-            bytes => Some(proto::convert::uuid(bytes).map_err(|e| {
-                RoleError::bad_request(format!("resume_uuid: {e}")).with_volume(name)
-            })?),
-        };
     archive.sessions.drop_session(&volume.name);
     let change = volume.cell.begin(&[State::SyncReady], State::FullSync);
-    let change = change.map_err(|e| refused(&volume, e, "make a full backup of"))?;
-    let job = volume.jobs.begin(name, FULL_SYNC, &[])?;
+    let change = change.map_err(|e| refused(volume, e, "make a full backup of"))?;
+    let job = volume.jobs.begin(name, FULL_SYNC, &[RESIZE])?;
     let here = volume.clone();
-    let start_bytes = blocking::run(move || resumable(&here, size, resumes)).await?;
-    let resumes = resumes.filter(|_| start_bytes > 0);
-    let session = LogUuid::random().to_string();
-    let started_s = request.started_s;
-    let prepared = Prepared {
-        session: session.clone(),
-        volume: volume.clone(),
-        change,
-        job,
-        size,
-        started_s,
-        resumes,
-        start_bytes,
-    };
-    let replaced = archive.sessions.0.lock().insert(volume.name.clone(), prepared);
-    debug_assert!(replaced.is_none(), "the transaction lets one in");
-    let (archive, name, waited) = (archive.clone(), volume.name.clone(), session.clone());
-    tokio::spawn(async move {
-        tokio::time::sleep(archive.settings.silence).await;
-        drop(archive.sessions.forget(&name, &waited));
-    });
-    Ok(PrepareFullSyncReply { session, start_bytes })
+    let start_bytes = blocking::run(move || resumable(&here, size, source)).await?;
+    if let Source::Storage { resumes, .. } = &mut source {
+        *resumes = resumes.filter(|_| start_bytes > 0);
+    }
+    let volume = volume.clone();
+    let name = volume.name.clone();
+    let prepared = Prepared { volume, change, job, size, source, start_bytes };
+    let session = archive.sessions.announce(&name, prepared, archive.settings.silence);
+    Ok((session, start_bytes))
 }
 
-/// Where an interrupted full backup of the same log goes on. Blocks.
-fn resumable(volume: &Volume, size: Lb, resumes: Option<LogUuid>) -> Result<u64, RoleError> {
-    let Some(uuid) = resumes else { return Ok(0) };
+/// Where an interrupted full sync of the same content goes on. Blocks.
+fn resumable(volume: &Volume, size: Lb, source: Source) -> Result<u64, RoleError> {
+    if matches!(source, Source::Storage { resumes: None, .. }) {
+        return Ok(0);
+    }
     let Some(progress) = volume.progress.load()? else { return Ok(0) };
-    let same = progress.log_uuid == uuid && progress.size_lb == size.0;
+    let same = match source {
+        Source::Storage { resumes, .. } => {
+            progress.replica.is_none() && resumes == Some(progress.log_uuid)
+        }
+        Source::Archive(replica) => progress.replica == Some(replica),
+    };
+    let same = same && progress.size_lb == size.0;
     let has = volume.dir.look_at(IMAGE_FILE)?.map_or(0, |info| info.len_bytes);
     let whole = progress.durable_bytes <= size.bytes() && progress.durable_bytes <= has;
     Ok(if same && whole { progress.durable_bytes } else { 0 })
@@ -162,9 +153,13 @@ fn begin(archive: &Archive, start: &FullSyncStart) -> Result<(Prepared, LogUuid)
         let message = format!("no full backup of volume {name} is announced by that session");
         RoleError::wrong_peer(message).with_volume(&name).with_next_step("announce it again")
     };
-    let prepared = archive.sessions.forget(&name, &start.session).ok_or_else(unknown)?;
-    if prepared.resumes.is_some_and(|uuid| uuid != log_uuid) {
-        let message = format!("volume {name}: what is resumed is of another log");
+    let prepared = archive.sessions.take(&name, &start.session).ok_or_else(unknown)?;
+    let same = match prepared.source {
+        Source::Storage { resumes, .. } => resumes.is_none_or(|uuid| uuid == log_uuid),
+        Source::Archive(Replica { archive_uuid, .. }) => *start.archive_uuid == archive_uuid.0,
+    };
+    if !same {
+        let message = format!("volume {name}: what was announced is of another log");
         return Err(RoleError::wrong_peer(message).with_volume(&name));
     }
     Ok((prepared, log_uuid))
@@ -193,6 +188,7 @@ struct Filling<'a> {
     handle: &'a OperationHandle,
     writer: ImageWriter,
     log_uuid: LogUuid,
+    source: Source,
     size: Lb,
     /// Everything below has arrived.
     at: u64,
@@ -209,9 +205,8 @@ async fn run<S>(
 where
     S: Stream<Item = Result<FullSyncRequest, tonic::Status>> + Unpin,
 {
-    let Prepared { volume, change, job, size, started_s, start_bytes, .. } = prepared;
-    let (here, progress) =
-        (volume.clone(), Progress { log_uuid, size_lb: size.0, durable_bytes: start_bytes });
+    let Prepared { volume, change, job, size, source, start_bytes } = prepared;
+    let (here, progress) = (volume.clone(), source.progress(log_uuid, size, start_bytes));
     blocking::run(move || lay_out(&here, progress)).await?;
     let name = volume.name.as_str();
     let device = image::open(&archive.world.images, name, volume.image_path()).await?;
@@ -223,6 +218,7 @@ where
         handle,
         writer: ImageWriter::new(device, name),
         log_uuid,
+        source,
         size,
         at: start_bytes,
         durable: start_bytes,
@@ -234,14 +230,24 @@ where
     };
     // Nothing of this session may reach the image after the volume is free again.
     filling.writer.drain().await;
-    let base = filled.map_err(|e| e.with_volume(name))?;
-    let archive_uuid = LogUuid::random();
+    let sent = filled.map_err(|e| e.with_volume(name))?;
+    let (archive_uuid, base) = match source {
+        Source::Storage { started_s, .. } => (LogUuid::random(), BaseState::at(sent, started_s)),
+        Source::Archive(Replica { archive_uuid, base }) if base.snapshot() == sent => {
+            (archive_uuid, base)
+        }
+        Source::Archive(Replica { base, .. }) => {
+            let message = format!("volume {name}: the image that was sent is {sent}, not {base}");
+            return Err(RoleError::wrong_peer(message).with_volume(name));
+        }
+    };
+    let whole = Whole { size, log_uuid, archive_uuid, base };
     let here = volume.clone();
-    blocking::run(move || finish(&here, size, log_uuid, archive_uuid, base, started_s)).await?;
+    blocking::run(move || here.become_archived(&whole)).await?;
     change.commit(State::Archived);
     drop(job);
     let archive_uuid = proto::convert::uuid_bytes(archive_uuid);
-    Ok((FullSyncReply { archive_uuid }, base.end().0))
+    Ok((FullSyncReply { archive_uuid }, sent.end().0))
 }
 
 /// The image as it is when a session begins: whole up to the progress, a hole behind it. Blocks.
@@ -256,17 +262,14 @@ fn lay_out(volume: &Volume, progress: Progress) -> Result<(), RoleError> {
     dir.sync().map_err(failed)
 }
 
-/// Makes the full backup count. Blocks.
-fn finish(
-    volume: &Volume,
-    size: Lb,
-    log_uuid: LogUuid,
-    archive_uuid: LogUuid,
-    at: Snapshot,
-    started_s: u64,
-) -> Result<(), RoleError> {
-    let base = BaseState::at(at, started_s);
-    volume.become_archived(&Whole { size, log_uuid, archive_uuid, base })
+impl Source {
+    fn progress(self, log_uuid: LogUuid, size: Lb, durable_bytes: u64) -> Progress {
+        let replica = match self {
+            Self::Storage { .. } => None,
+            Self::Archive(replica) => Some(replica),
+        };
+        Progress { log_uuid, size_lb: size.0, durable_bytes, replica }
+    }
 }
 
 impl Filling<'_> {
@@ -329,8 +332,8 @@ impl Filling<'_> {
 
     async fn keep_progress(&mut self) -> Result<(), RoleError> {
         self.writer.flush().await?;
-        let (volume, log_uuid) = (self.volume.clone(), self.log_uuid);
-        let progress = Progress { log_uuid, size_lb: self.size.0, durable_bytes: self.at };
+        let volume = self.volume.clone();
+        let progress = self.source.progress(self.log_uuid, self.size, self.at);
         blocking::run(move || volume.progress.store(&progress)).await?;
         self.durable = self.at;
         Ok(())

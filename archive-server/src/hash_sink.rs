@@ -12,12 +12,14 @@ use crate::receive::{Origin, write_checked};
 use crate::record;
 use crate::volume::Volume;
 use block_io::device::BlockDevice;
+use parking_lot::Mutex;
 use proto::v1::{HashSyncEnd, hash_sync_end};
 use server_kit::blocking;
 use server_kit::chunks::ChunkReceiver;
 use server_kit::durable::TmpFile;
 use server_kit::error::RoleError;
 use server_kit::scan::{self, Bulks};
+use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -80,13 +82,31 @@ impl Sink {
             .await;
         };
         let name = volume.name.clone();
+        let input = Shared(Arc::new(Mutex::new(input)));
+        let mut rest = input.clone();
         let open = move || {
             WdiffReader::from_stream(Box::new(input), "the wdiff of a resync")
                 .map_err(|e| faults::wdiff(name.as_str(), e))
         };
         let wdiff = blocking::run(open).await?;
         image::write_merged(device, volume.name.as_str(), vec![wdiff], &token, |_| ()).await?;
+        let end = move || match rest.read(&mut [0]) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(RoleError::damaged("bytes follow the end pack of a resync's wdiff")),
+            Err(e) => Err(RoleError::unreachable("the sender", e)),
+        };
+        blocking::run(end).await?;
         Ok(Kept::Image { archive_uuid, size })
+    }
+}
+
+/// What arrives, for one who reads records, and then for one who looks for its end.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<ChunkReceiver>>);
+
+impl Read for Shared {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.lock().read(buf)
     }
 }
 

@@ -210,6 +210,7 @@ async fn begin(
         Purpose::Resync { hold } => {
             let archive_uuid = proto::convert::uuid(&start.archive_uuid)
                 .map_err(|e| bad(format!("archive_uuid: {e}")))?;
+            let hold = crate::replica::give_up(&volume, hold, size).await?;
             let (cells, sink) =
                 hash_sink::image(archive, &volume, spans, speed, archive_uuid, size).await?;
             (hold, cells, sink)

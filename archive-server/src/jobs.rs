@@ -15,6 +15,7 @@ pub(crate) const RESTORE: &str = "restore";
 pub(crate) const FULL_SYNC: &str = "full-sync";
 pub(crate) const HASH_SYNC: &str = "hash-sync";
 pub(crate) const REPLICATE: &str = "replicate";
+pub(crate) const RESYNC: &str = "resync";
 pub(crate) const RESIZE: &str = "resize";
 pub(crate) const READ: &str = "read-snapshot";
 pub(crate) const RECEIVE: &str = "wdiff-receive";

@@ -6,6 +6,7 @@
 
 use crate::mount::SOCKET_SUFFIX;
 use crate::record::{Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE};
+use crate::resize::grow_image;
 use crate::state::State;
 use crate::volume::{Catalogue, IMAGE_FILE, RESTORED_DIR, Volume};
 use server_kit::blocking;
@@ -97,6 +98,12 @@ fn load(dir: &Arc<dyn DurableDir>, name: &VolumeName) -> Result<(State, Catalogu
         file.store(&record)?;
     }
     let state = State::from(record.state);
+    if let Some(size_lb) = record.growing_lb.take() {
+        // Killed while the image was made larger: that is finished, it harms nothing.
+        grow_image(&**dir, Lb(size_lb))?;
+        record.size_lb = size_lb;
+        file.store(&record)?;
+    }
     let at = record.base().map_err(|e| {
         let file = file.path().display().to_string();
         RoleError::damaged(format!("{file} makes no sense: {e}")).with_file(file)

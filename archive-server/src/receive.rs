@@ -295,7 +295,11 @@ fn keep(
     diff.size = bytes;
     // Of another archive that has moved on to a new log: what is left of the old one is not wanted
     // any more. (The original forgets this, §9.2 #11.)
-    let needless = volume.commit_diff(tmp, diff, announced.log_uuid)?;
+    let mut needless = volume.commit_diff(tmp, diff, announced.log_uuid)?;
+    if announced.from_archive {
+        // Parts of it may be here, from a proxy or of an earlier replication.
+        needless.extend(volume.drop_contained(&diff)?);
+    }
     open.change.commit(State::Archived);
     drop(open.job);
     tracing::debug!(volume = %volume.name, file = name, bytes, sender, "stored");

@@ -70,6 +70,21 @@ mod pair {
     }
 }
 
+/// A base image's state.
+mod base {
+    use super::KeptBase;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+    use wdiff_format::gid::BaseState;
+
+    pub(super) fn serialize<S: Serializer>(base: &BaseState, s: S) -> Result<S::Ok, S::Error> {
+        KeptBase::from(*base).serialize(s)
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(d: D) -> Result<BaseState, D::Error> {
+        KeptBase::deserialize(d)?.state().map_err(D::Error::custom)
+    }
+}
+
 /// A base image's state, as it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct KeptBase {
@@ -82,6 +97,22 @@ struct KeptBase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 struct KeptSnapshot(#[serde(with = "pair")] Snapshot);
+
+impl From<BaseState> for KeptBase {
+    fn from(base: BaseState) -> Self {
+        let applying_to = base.applying_to().map(KeptSnapshot);
+        Self { snapshot: base.snapshot(), timestamp_s: base.timestamp, applying_to }
+    }
+}
+
+impl KeptBase {
+    fn state(self) -> Result<BaseState, GidError> {
+        match self.applying_to {
+            Some(to) => BaseState::applying(self.snapshot, to.0, self.timestamp_s),
+            None => Ok(BaseState::at(self.snapshot, self.timestamp_s)),
+        }
+    }
+}
 
 /// The state file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +129,9 @@ pub(crate) struct Record {
     /// its log is the log of the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) coming: Option<Coming>,
+    /// The image is being made larger: so many blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) growing_lb: Option<u64>,
 }
 
 /// A diff that brings its log along.
@@ -127,6 +161,7 @@ impl Record {
             archive_uuid,
             base: None,
             coming: None,
+            growing_lb: None,
         }
     }
 
@@ -135,16 +170,11 @@ impl Record {
         let Some(kept) = self.base else {
             return Ok(BaseState::at(Snapshot::clean(Gid(0)), 0));
         };
-        match kept.applying_to {
-            Some(to) => BaseState::applying(kept.snapshot, to.0, kept.timestamp_s),
-            None => Ok(BaseState::at(kept.snapshot, kept.timestamp_s)),
-        }
+        kept.state()
     }
 
     pub(crate) fn set_base(&mut self, base: &BaseState) {
-        let applying_to = base.applying_to().map(KeptSnapshot);
-        let (snapshot, timestamp_s) = (base.snapshot(), base.timestamp);
-        self.base = Some(KeptBase { snapshot, timestamp_s, applying_to });
+        self.base = Some((*base).into());
     }
 }
 
@@ -155,6 +185,18 @@ pub(crate) struct Progress {
     pub(crate) log_uuid: LogUuid,
     pub(crate) size_lb: u64,
     pub(crate) durable_bytes: u64,
+    /// Of another archive's base image: which one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replica: Option<Replica>,
+}
+
+/// The base image of another archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Replica {
+    #[serde(with = "hex")]
+    pub(crate) archive_uuid: LogUuid,
+    #[serde(with = "base")]
+    pub(crate) base: BaseState,
 }
 
 /// A restore to a path that a person chose: should it be killed, its half-made file is found again.

@@ -8,7 +8,7 @@
 use crate::archive::{Archive, turn};
 use crate::faults;
 use crate::image;
-use crate::jobs::{Job, RESTORE};
+use crate::jobs::{Job, RESTORE, RESYNC};
 use crate::leases::Lease;
 use crate::record::Elsewhere;
 use crate::volume::{IMAGE_FILE, RESTORED_DIR, Volume};
@@ -90,7 +90,7 @@ pub(crate) async fn start(
     // A time means what it meant when the plan was made.
     request.point = Some(restore_request::Point::Gid(plan.gid.0));
     drop(plan);
-    let job = volume.jobs.begin(volume.name.as_str(), RESTORE, &[RESTORE])?;
+    let job = volume.jobs.begin(volume.name.as_str(), RESTORE, &[RESTORE, RESYNC])?;
     let operation = begin(archive, &volume, job, request);
     Ok(RestoreReply { plan: Some(message), operation: Some(operation) })
 }

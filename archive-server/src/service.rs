@@ -7,15 +7,19 @@ use crate::archive::Archive;
 use crate::jobs::RESTORE;
 use crate::state::State;
 use crate::volume::Volume;
-use crate::{apply, full_sync, hash_sync, history, merge, mount, receive, restore};
+use crate::{
+    apply, full_sync, hash_sync, history, merge, mount, read_snapshot, receive, replica, replicate,
+    resize, restore,
+};
 use proto::v1::archive_server::Archive as ArchiveRpc;
 use proto::v1::{
     ArchiveVolume, ArchiveVolumeList, DiffEntry, DiffList, Empty, FullSyncReply, FullSyncRequest,
     GcReply, HashSyncReply, HashSyncRequest, MergeRequest, Operation, PrepareFullSyncReply,
-    PrepareFullSyncRequest, PrepareHashSyncReply, PrepareHashSyncRequest, ResetArchiveRequest,
-    Restorable, RestorableList, RestorableRequest, RestoreReply, RestoreRequest, RestoredList,
-    SetExplicitReply, SetExplicitRequest, SnapshotRef, StopRequest, VolumeRef, WdiffTransferReply,
-    WdiffTransferRequest,
+    PrepareFullSyncRequest, PrepareHashSyncReply, PrepareHashSyncRequest, PrepareReplicationReply,
+    PrepareReplicationRequest, ReadSnapshotRequest, ReplicateRequest, ResetArchiveRequest,
+    ResizeRequest, Restorable, RestorableList, RestorableRequest, RestoreReply, RestoreRequest,
+    RestoredList, SetExplicitReply, SetExplicitRequest, SnapshotBulk, SnapshotRef, StopRequest,
+    VolumeRef, WdiffTransferReply, WdiffTransferRequest,
 };
 use proto::v1::{MountRequest, Mounted, MountedList, UnmountRequest};
 use server_kit::blocking;
@@ -141,6 +145,31 @@ impl ArchiveRpc for Service {
     ) -> Answer<PrepareHashSyncReply> {
         let (archive, request) = (self.0.clone(), request.into_inner());
         to_its_end(async move { hash_sync::prepare(&archive, request).await }).await
+    }
+
+    async fn resize(&self, request: Request<ResizeRequest>) -> Answer<Empty> {
+        let (archive, request) = (self.0.clone(), request.into_inner());
+        to_its_end(async move { resize::resize(&archive, request).await.map(|()| Empty {}) }).await
+    }
+
+    async fn replicate(&self, request: Request<ReplicateRequest>) -> Answer<Operation> {
+        Ok(Response::new(replicate::start(&self.0, request.into_inner())?))
+    }
+
+    async fn prepare_replication(
+        &self,
+        request: Request<PrepareReplicationRequest>,
+    ) -> Answer<PrepareReplicationReply> {
+        let (archive, request) = (self.0.clone(), request.into_inner());
+        to_its_end(async move { replica::prepare(&archive, request).await }).await
+    }
+
+    async fn read_snapshot(
+        &self,
+        request: Request<ReadSnapshotRequest>,
+    ) -> Answer<BoxStream<SnapshotBulk>> {
+        let stream = read_snapshot::read(&self.0, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn hash_sync(

@@ -340,6 +340,18 @@ impl Volume {
         self.leases.delete(names)
     }
 
+    /// Takes the diffs inside `diff` out of the catalogue; the names of their files.
+    pub(crate) fn drop_contained(&self, diff: &Diff) -> Result<Vec<String>, RoleError> {
+        let inside = self.with(|c| {
+            let inside = c.diffs.garbage_in(diff.begin().begin(), diff.end().begin());
+            for diff in &inside {
+                c.diffs.remove(diff);
+            }
+            inside
+        });
+        self.diff_names(&inside)
+    }
+
     /// Removes everything but the record. Blocks.
     pub(crate) fn remove_content(&self) -> Result<(), RoleError> {
         let mut doomed = self.dir.list()?;

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod hooked;
+pub mod pair;
 pub mod sync;
 
 use archive_server::{FileImages, Images, Server, Settings, World};
