@@ -40,6 +40,12 @@ fn queue(v: Volume<'_>, proxy: &str) -> Result<v1::ProxyQueue> {
     v.proxy(proxy)?.queues.into_iter().next().context("a queue")
 }
 
+/// Waits until the archive has a newer snapshot; which.
+fn until_newer(v: Volume<'_>, than: u64) -> Result<u64> {
+    let arrived = || Ok(Some(v.latest("a0")?).filter(|gid| *gid > than));
+    until("the write arrives", DEADLINE, arrived)
+}
+
 fn until_empty(v: Volume<'_>, proxy: &str) -> Result<()> {
     until("the queue is empty", DEADLINE, || Ok((queue(v, proxy)?.wdiffs == 0).then_some(())))
 }
@@ -51,8 +57,7 @@ scenario!(scenario_x_lost_answer_to_a_wlog, {
     let before = v.latest("a0")?;
     c.front("p0")?.set(Fault::LostReplies);
     v.write(0, 0, 8)?;
-    let arrived = || Ok(Some(v.latest("a0")?).filter(|gid| *gid > before));
-    let gid = until("the write arrives", DEADLINE, arrived)?;
+    let gid = until_newer(v, before)?;
     ensure!(v.storage("s0")?.done_gid < gid, "nobody has told the storage server");
     c.front("p0")?.set(Fault::Cut);
     let done = || Ok((v.storage("s0")?.done_gid >= gid).then_some(()));
@@ -71,10 +76,10 @@ scenario!(scenario_x_lost_answer_to_a_wlog, {
 scenario!(scenario_x_lost_answer_to_a_wdiff, {
     let c = base_state(Layout::behind_fault_proxy("a0"))?;
     let v = c.vol();
+    let before = v.latest("a0")?;
     c.front("a0")?.set(Fault::LostReplies);
     v.write(0, 0, 8)?;
-    let gid = v.gid("snapshot s0 VOL")?;
-    v.until_restorable("a0", gid)?;
+    let gid = until_newer(v, before)?;
     ensure!(queue(v, "p0")?.wdiffs > 0, "nobody has told the proxy");
     c.front("a0")?.set(Fault::None);
     until_empty(v, "p0")?;
