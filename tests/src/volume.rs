@@ -97,7 +97,7 @@ impl Volume<'_> {
     /// # Errors
     /// Any other answer.
     pub fn ask(&self, line: &str) -> Result<bool> {
-        let (code, stdout, stderr) = self.cluster.walbc_direct(&words(line, self.name))?;
+        let (code, stdout, stderr) = self.cluster.walbc(&words(line, self.name))?;
         match (code, stdout.trim()) {
             (0, "true") => Ok(true),
             (3, "false") => Ok(false),
