@@ -193,7 +193,7 @@ pub enum Verb {
     DisableSnapshot(Snapshots),
     /// Remove wdiffs that no snapshot needs
     Gc(Target),
-    /// Grow a volume at all archives, then at all storage servers; its data devices have grown before
+    /// Grow a volume at all archives, then at all storage servers; grow its data devices before
     Resize {
         /// The volume
         #[arg(value_parser = parse_volume)]

@@ -100,8 +100,8 @@ pub struct Status {
 }
 
 impl Status {
-    /// Done when all is well, failed when something is wrong with a volume, unreachable when a server
-    /// does not answer.
+    /// Done when all is well, failed when something is wrong with a volume, unreachable when a
+    /// server does not answer.
     #[must_use]
     pub fn exit(&self) -> Exit {
         if !self.unreachable.is_empty() {

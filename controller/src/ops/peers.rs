@@ -213,9 +213,9 @@ async fn note_what_is_missing(
         let held = look::archive_volume(ctl, archive, volume).await?;
         let note = if held.log_uuid != leg.log_uuid {
             format!(
-                "{archive} does not hold the history of {volume} (it is {} there): `walbc replicate \
-                 A {volume} {archive} --synchronizing` from an archive that does, else `walbc stop \
-                 {storage} {volume}` and `walbc full-backup {storage} {volume}`",
+                "{archive} does not hold the history of {volume} (it is {} there): \
+                 `walbc replicate A {volume} {archive} --synchronizing` from an archive that does, \
+                 else `walbc stop {storage} {volume}` and `walbc full-backup {storage} {volume}`",
                 held.state
             )
         } else if !matches!(sync::is_synchronizing(ctl, archive, volume).await, Ok(true)) {

@@ -80,8 +80,8 @@ async fn has_become(
     Ok(states.contains(&state(ctl, name, volume).await?.as_str()).then_some(()))
 }
 
-/// Starts `volume`: a storage server as target, a proxy or an archive to take part again. Nothing to
-/// do where it runs.
+/// Starts `volume`: a storage server as target, a proxy or an archive to take part again. Where it
+/// runs there is nothing to do.
 ///
 /// # Errors
 /// The volume's state does not allow it; the error names the states that do.
@@ -234,8 +234,8 @@ pub async fn clear(ctl: &Controller, name: &str, volume: &str) -> Result<(), Con
 
 /// Makes the storage server's leg a standby: its log is discarded from now on.
 ///
-/// A target loses what it has not shipped. What it has shipped stays in the proxies' queues and goes
-/// to the archives: it is history that no later backup needs to lose.
+/// A target loses what it has not shipped. What it has shipped stays in the proxies' queues and
+/// goes to the archives: it is history that no later backup needs to lose.
 ///
 /// # Errors
 /// The volume is in none of `Standby`, `SyncReady`, `Stopped`, `Target`.
