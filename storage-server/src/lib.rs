@@ -1,5 +1,6 @@
 //! The storage role: one per host. It follows the log device of every volume, ships the logs to
-//! proxies, makes full and hash backups, and restores a snapshot onto a device (`design.md` §5, `semantics.md` §3).
+//! proxies, makes full and hash backups, and restores a snapshot onto a device (`design.md` §5,
+//! `semantics.md` §3).
 //!
 //! ```text
 //!  device role                                this crate                              elsewhere

@@ -8,16 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use proto::v1::host_client::HostClient;
 use proto::v1::proxy_client::ProxyClient;
 use proto::v1::{Empty, Role};
 use server_kit::net::{Connector, Endpoint};
 use server_kit::retry::Backoff;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 
 /// How often a proxy that is down is asked: soon at first, for it may only be starting again.
 const PROBE_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// How long a proxy is left out that did nothing with what it took.
+const AVOIDED: Duration = Duration::from_secs(300);
 /// How long its answer may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -27,6 +31,8 @@ pub struct Proxy {
     pub address: String,
     channel: Channel,
     is_down: AtomicBool,
+    /// It took a transfer and did nothing with it: it is passed over for a while, though it answers.
+    avoided_until: Mutex<Option<Instant>>,
 }
 
 impl Proxy {
@@ -59,6 +65,7 @@ impl ProxySet {
                 address: endpoint.to_string(),
                 channel: connector.channel(endpoint),
                 is_down: AtomicBool::new(false),
+                avoided_until: Mutex::default(),
             })
         };
         let stop = CancellationToken::new();
@@ -70,7 +77,11 @@ impl ProxySet {
     /// down, all are tried.
     #[must_use]
     pub fn candidates(&self) -> (Vec<Arc<Proxy>>, Vec<Arc<Proxy>>) {
-        let is_down = |p: &Arc<Proxy>| p.is_down.load(Ordering::Relaxed);
+        let now = Instant::now();
+        let is_down = |p: &Arc<Proxy>| {
+            let avoided = p.avoided_until.lock().is_some_and(|until| now < until);
+            avoided || p.is_down.load(Ordering::Relaxed)
+        };
         let (down, up): (Vec<_>, Vec<_>) = self.proxies.iter().cloned().partition(is_down);
         if up.is_empty() { (down, up) } else { (up, down) }
     }
@@ -79,6 +90,12 @@ impl ProxySet {
     #[must_use]
     pub fn find(&self, address: &str) -> Option<Arc<Proxy>> {
         self.proxies.iter().find(|p| p.address == address).cloned()
+    }
+
+    /// It does nothing with what it takes: it is left out for a while, unless no other is left.
+    pub fn avoid(&self, proxy: &Proxy) {
+        tracing::warn!(proxy = proxy.address, "takes logs and does nothing with them");
+        *proxy.avoided_until.lock() = Some(Instant::now() + AVOIDED);
     }
 
     /// A connection to it failed: it is left out until it answers.
@@ -102,7 +119,10 @@ impl ProxySet {
 
     /// All of them are worth a try again.
     pub fn kick(&self) {
-        self.proxies.iter().for_each(|p| p.is_down.store(false, Ordering::Relaxed));
+        for proxy in &self.proxies {
+            proxy.is_down.store(false, Ordering::Relaxed);
+            *proxy.avoided_until.lock() = None;
+        }
     }
 }
 

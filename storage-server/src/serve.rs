@@ -79,6 +79,9 @@ pub struct ServeArgs {
     /// Longest pause after failed transfers [default: 1m]
     #[arg(long, value_name = "TIME")]
     pub retry_max: Option<Span>,
+    /// How long a proxy may do nothing in a transfer before another one is tried [default: 1m]
+    #[arg(long, value_name = "TIME")]
+    pub send_timeout: Option<Span>,
     /// Memory for log and backup data of all volumes [default: 256M]
     #[arg(long, value_name = "SIZE")]
     pub buffer_memory: Option<Size>,
@@ -141,6 +144,7 @@ impl ServeArgs {
             max_wlog_send: size(self.max_wlog_send, "max-wlog-send", 128 << 20, MIN_WLOG_SEND)?,
             snapshot_interval: time(self.snapshot_interval, "snapshot-interval", second)?,
             retry_min: time(self.retry_min, "retry-min", second)?,
+            send_timeout: time(self.send_timeout, "send-timeout", 60 * second)?,
             retry_max: time(self.retry_max, "retry-max", 60 * second)?,
             buffer_memory: size(self.buffer_memory, "buffer-memory", 256 << 20, MIN_MEMORY)?,
             archive_poll: time(self.archive_poll, "archive-poll", 60 * second)?,

@@ -24,6 +24,8 @@ pub struct Config {
     pub snapshot_interval: Duration,
     /// First pause after a failure.
     pub retry_min: Duration,
+    /// How long a proxy may do nothing in a transfer.
+    pub send_timeout: Duration,
     /// Longest pause after failures.
     pub retry_max: Duration,
     /// Memory for log and backup data, in bytes.

@@ -156,6 +156,7 @@ impl Shipper {
             log: Arc::clone(self.opened()?),
             plan,
             budget: shared.budget.clone(),
+            patience: shared.config.send_timeout,
         };
         let peers = shared.peers.now();
         let (candidates, down) = peers.proxies.candidates();
@@ -175,6 +176,11 @@ impl Shipper {
                     return Ok(self.release(&positions, done.lsid).await?);
                 }
                 Err(TransferError::Log(error)) => return Err(self.log_failed(error).await),
+                Err(TransferError::Stalled(error)) => {
+                    peers.proxies.avoid(&proxy);
+                    let (reason, message) = (error.reason(), error.full_message());
+                    refusals.push(refusal(&proxy.address, reason, message));
+                }
                 Err(TransferError::Proxy(error)) => {
                     if error.reason() == Reason::Unreachable {
                         peers.proxies.mark_down(&proxy);

@@ -6,18 +6,22 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use proto::convert::uuid_bytes;
 use proto::v1::proxy_client::ProxyClient;
 use proto::v1::wlog_transfer_request::Step;
-use proto::v1::{WlogEnd, WlogStart, WlogTransferRequest};
+use proto::v1::{WlogEnd, WlogStart, WlogTransferReply, WlogTransferRequest};
 use server_kit::error::RoleError;
 use server_kit::packing::{self, Packing};
 use server_kit::volume_name::VolumeName;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
+use tonic::{Response, Status};
 use wlog_format::units::{Lb, Pb};
 
 use crate::budget::Budget;
@@ -43,6 +47,34 @@ pub struct Transfer {
     pub plan: Plan,
     /// Where the memory comes from.
     pub budget: Budget,
+    /// How long the proxy may keep us waiting.
+    pub patience: Duration,
+}
+
+/// Since when the proxy keeps us waiting: it takes nothing, or does not answer.
+#[derive(Default)]
+struct Waiting(Mutex<Option<Instant>>);
+
+impl Waiting {
+    fn begin(&self) {
+        *self.0.lock() = Some(Instant::now());
+    }
+
+    fn end(&self) {
+        *self.0.lock() = None;
+    }
+
+    /// Returns when it has lasted that long.
+    async fn too_long(&self, patience: Duration) {
+        loop {
+            let since = *self.0.lock();
+            let left = since.map_or(patience, |since| patience.saturating_sub(since.elapsed()));
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
 }
 
 /// Why nothing was acknowledged.
@@ -52,6 +84,8 @@ pub enum TransferError {
     Log(RoleError),
     /// The proxy refused, or the connection broke: another proxy may do.
     Proxy(RoleError),
+    /// The proxy is there and does nothing.
+    Stalled(RoleError),
 }
 
 impl Transfer {
@@ -66,13 +100,33 @@ impl Transfer {
     ) -> Result<(Mark, Bytes), TransferError> {
         let (messages, receiver) = mpsc::channel(QUEUE);
         let call = client.wlog_transfer(ReceiverStream::new(receiver));
-        let produce = self.produce(messages);
+        let waiting = Waiting::default();
+        let produce = self.produce(messages, &waiting);
+        let exchange = self.exchange(proxy, call, produce, &waiting);
+        tokio::select! {
+            exchanged = exchange => exchanged,
+            () = waiting.too_long(self.patience) => {
+                let why = format!("it does nothing for {:?}", self.patience);
+                Err(TransferError::Stalled(RoleError::unreachable(proxy, why)))
+            }
+        }
+    }
+
+    /// Sends everything and waits for the answer.
+    async fn exchange(
+        &self,
+        proxy: &str,
+        call: impl Future<Output = Result<Response<WlogTransferReply>, Status>>,
+        produce: impl Future<Output = Result<Option<Mark>, RoleError>>,
+        waiting: &Waiting,
+    ) -> Result<(Mark, Bytes), TransferError> {
         tokio::pin!(call, produce);
         let refused = |status| TransferError::Proxy(RoleError::from_status(proxy, &status));
         tokio::select! {
             produced = &mut produce => {
                 // A queue that nobody reads any more: the answer says why.
                 let done = produced.map_err(TransferError::Log)?;
+                waiting.begin();
                 let reply = call.await.map_err(refused)?.into_inner();
                 Ok((done.ok_or_else(|| early(proxy))?, reply.store_uuid))
             }
@@ -84,8 +138,13 @@ impl Transfer {
     }
 
     /// Puts the whole transfer into the queue. `None` when nobody takes it out.
-    async fn produce(&self, messages: Messages) -> Result<Option<Mark>, RoleError> {
-        if !put(&messages, Step::Start(self.start())).await {
+    async fn produce(
+        &self,
+        messages: mpsc::Sender<WlogTransferRequest>,
+        waiting: &Waiting,
+    ) -> Result<Option<Mark>, RoleError> {
+        let messages = Messages { queue: messages, waiting };
+        if !messages.put(Step::Start(self.start())).await {
             return Ok(None);
         }
         let (begin, limit) = (self.plan.begin.lsid, self.plan.limit);
@@ -107,7 +166,7 @@ impl Transfer {
         let reached = reader.reached();
         let (diff, done) = self.plan.finish(reached).map_err(|e| self.contradicted(e))?;
         let end = WlogEnd { end_lsid: reached.0, diff: Some(diff.into()) };
-        Ok(put(&messages, Step::End(end)).await.then_some(done))
+        Ok(messages.put(Step::End(end)).await.then_some(done))
     }
 
     fn start(&self) -> WlogStart {
@@ -133,19 +192,28 @@ impl Transfer {
     }
 }
 
-type Messages = mpsc::Sender<WlogTransferRequest>;
+/// The way to the proxy.
+struct Messages<'a> {
+    queue: mpsc::Sender<WlogTransferRequest>,
+    waiting: &'a Waiting,
+}
 
-/// Whether somebody will take the message.
-async fn put(messages: &Messages, step: Step) -> bool {
-    messages.send(WlogTransferRequest { step: Some(step) }).await.is_ok()
+impl Messages<'_> {
+    /// Whether somebody will take the message.
+    async fn put(&self, step: Step) -> bool {
+        self.waiting.begin();
+        let sent = self.queue.send(WlogTransferRequest { step: Some(step) }).await;
+        self.waiting.end();
+        sent.is_ok()
+    }
 }
 
 async fn send_first(
-    messages: &Messages,
+    messages: &Messages<'_>,
     packing: &mut VecDeque<Packing>,
 ) -> Result<bool, RoleError> {
     match packing.pop_front() {
-        Some(first) => Ok(put(messages, Step::Chunk(first.chunk().await?)).await),
+        Some(first) => Ok(messages.put(Step::Chunk(first.chunk().await?)).await),
         None => Ok(true),
     }
 }

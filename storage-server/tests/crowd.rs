@@ -137,6 +137,7 @@ fn config() -> Config {
         max_wlog_send: 1 << 20,
         snapshot_interval: Duration::from_millis(10),
         retry_min: Duration::from_millis(10),
+        send_timeout: Duration::from_secs(1),
         retry_max: Duration::from_millis(10),
         buffer_memory: 32 << 20,
         archive_poll: Duration::from_millis(10),

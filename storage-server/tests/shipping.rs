@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use common::{Behaviour, Cluster, StorageOptions, VOLUME, eventually};
 use proto::v1::{Reason, StopMode, StorageMode};
+use server_kit::units::Span;
 
 fn slow_snapshots() -> StorageOptions {
     StorageOptions { snapshot_interval: Duration::from_secs(3600), ..StorageOptions::default() }
@@ -95,6 +96,55 @@ async fn a_proxy_that_refuses_or_is_dead_is_passed_over() {
     cluster.device.scribble(10).await;
     cluster.check_restorable().await;
     assert_eq!(cluster.wire.stored().last().unwrap().proxy, "p1");
+}
+
+/// Semantics §9.3, 1.0.9: a first proxy to which no connection can be made, and it takes the
+/// system minutes to say so.
+#[tokio::test]
+async fn a_first_proxy_whose_connect_hangs_costs_one_time_limit_once() {
+    let mut cluster = Cluster::target(16, StorageOptions::default()).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    // Nobody accepts: when the queue is full, further connections get no answer at all.
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(Ok(stream)) =
+        tokio::time::timeout(Duration::from_millis(300), tokio::net::TcpStream::connect(address))
+            .await
+    {
+        queued.push(stream);
+    }
+    cluster.storage.args.proxy.insert(0, address.to_string().parse().unwrap());
+    cluster.restart_storage().await;
+    let begin = tokio::time::Instant::now();
+    cluster.device.scribble(10).await;
+    cluster.check_restorable().await;
+    let first = begin.elapsed();
+    assert!(first < 4 * server_kit::net::CONNECT_TIMEOUT, "{first:?}");
+    let begin = tokio::time::Instant::now();
+    cluster.device.scribble(10).await;
+    cluster.check_restorable().await;
+    assert!(begin.elapsed() < server_kit::net::CONNECT_TIMEOUT, "it is remembered");
+}
+
+#[tokio::test]
+async fn a_proxy_that_takes_everything_and_never_answers_is_passed_over() {
+    let mut cluster = Cluster::target(16, StorageOptions::default()).await;
+    cluster.storage.args.send_timeout = Some(Span(Duration::from_millis(500)));
+    cluster.restart_storage().await;
+    cluster.check_restorable().await;
+    cluster.proxies[0].behave(Behaviour::Hang);
+    for _ in 0..3 {
+        cluster.device.scribble(10).await;
+        cluster.check_restorable().await;
+    }
+    assert_eq!(cluster.wire.stored().last().unwrap().proxy, "p1");
+    assert_eq!(cluster.wire.hanging(), 1, "it is not tried again for a while");
+    cluster.proxies[0].behave(Behaviour::Accept);
+    cluster.storage.client().kick(proto::v1::KickStorageRequest::default()).await.unwrap();
+    cluster.check_restorable().await;
+    assert_eq!(cluster.wire.stored().last().unwrap().proxy, "p0");
 }
 
 #[tokio::test]
@@ -201,6 +251,29 @@ async fn a_standby_throws_its_log_away_also_without_new_writes() {
     assert_eq!(cluster.wire.stored().len(), 0);
     cluster.storage.stop_volume(VOLUME, StopMode::Graceful).await.unwrap();
     assert_eq!(cluster.storage.get(VOLUME).await.state, "SyncReady");
+}
+
+/// Semantics §9.2 #4: the original depends on an edge, and its standbys can overflow while they
+/// are written to.
+#[tokio::test]
+async fn a_standby_keeps_its_log_small_while_it_is_written_to() {
+    let mut cluster = Cluster::new(4, StorageOptions::default()).await;
+    cluster.device.policy = device_server::OverflowPolicy::Stall;
+    cluster.device.stop().await;
+    cluster.device.start().await;
+    cluster.storage.start_volume(VOLUME, StorageMode::Standby).await.unwrap();
+    // Three times the ring, over several checkpoint intervals, without a pause for longer than
+    // one. Writers wait when the ring is full: for ever, if nobody released it.
+    let begin = tokio::time::Instant::now();
+    let interval = Duration::from_millis(300);
+    let mut written = 0;
+    while begin.elapsed() < 6 * interval || written < 12 << 20 {
+        let filled = tokio::time::timeout(common::PATIENCE, cluster.device.fill(256 << 10)).await;
+        filled.expect("the log is released while writes go on");
+        written += 256 << 10;
+    }
+    let view = cluster.storage.get(VOLUME).await;
+    assert_eq!((view.overflow, view.error.as_str()), (false, ""));
 }
 
 #[tokio::test]
