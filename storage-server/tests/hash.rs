@@ -106,7 +106,7 @@ async fn only_what_was_written_since_the_archives_snapshot_is_compared() {
 
     // A device that does not know, a person who does not trust it: everything.
     for (answer, everything) in
-        [(Regions::Unknown("restarted".into()), false), (Regions::Known(vec![0..1]), true)]
+        [(Regions::Unknown("restarted".into()), false), (Regions::Known(vec![0..1, 5..6]), true)]
     {
         cluster.storage.stop_volume(VOLUME, StopMode::Graceful).await.unwrap();
         cluster.storage.map.lock().answer = Some(answer);
