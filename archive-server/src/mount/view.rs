@@ -58,7 +58,8 @@ impl View {
     ) -> Result<(Self, u64), RoleError> {
         let name = volume.name.to_string();
         let base = image::open(&archive.world.images, &name, volume.dir.path().join(base)).await?;
-        let size = volume.size();
+        // Of the image that is read: the volume may grow meanwhile.
+        let size = Lb::from_bytes(base.size_bytes());
         let count = selected.diffs.len();
         let (max_open, max) = (archive.settings.max_open, archive.settings.mount_records_max);
         let files = Wdiffs {

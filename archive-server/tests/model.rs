@@ -1,0 +1,260 @@
+//! Random histories against a plain model: whatever is received, merged, applied, kept, given up,
+//! collected, mounted and killed in whatever order, exactly the snapshots that should be there are,
+//! and each is what it was.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    unreachable_pub,
+    missing_docs,
+    reason = "a test may panic"
+)]
+
+mod common;
+
+use archive_server::{FileImages, Settings};
+use block_io::nbd::Client as Nbd;
+use common::{Archive, Client, Device, VOLUME, messages, meta, reason, same, start_of, volume};
+use proto::v1::merge_request::Until;
+use proto::v1::mount_request::Point;
+use proto::v1::{
+    MergeRequest, MountRequest, Mounted, OperationStatus, RestorableRequest, SetExplicitRequest,
+    SnapshotRef, UnmountRequest, WdiffResult,
+};
+use server_kit::error::Reason;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+const BLOCKS: usize = 1024;
+const MOUNTS: usize = 2;
+
+/// The snapshots that should be there: the base image's, then those at the ends of diffs. The value
+/// says whether it is explicit.
+type Snapshots = BTreeMap<u64, bool>;
+
+struct Run {
+    dir: TempDir,
+    archive: Option<Archive>,
+    client: Client,
+    device: Device,
+    kept: Snapshots,
+    mounts: Vec<(Mounted, Nbd)>,
+    what: String,
+}
+
+fn start(dir: &TempDir) -> Archive {
+    let settings = Settings { max_open: 3, ..common::settings() };
+    Archive::with(dir, settings, Arc::new(FileImages))
+}
+
+impl Run {
+    async fn new(seed: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let device = Device::new(BLOCKS, seed);
+        let archive = start(&dir);
+        let mut client = archive.client();
+        client.init().await;
+        client.full_sync(&device.history[0], 0).await.unwrap();
+        let kept = Snapshots::from([(0, false)]);
+        let (archive, mounts) = (Some(archive), Vec::new());
+        Self { dir, archive, client, device, kept, mounts, what: String::new() }
+    }
+
+    fn base(&self) -> u64 {
+        *self.kept.first_key_value().unwrap().0
+    }
+
+    fn latest(&self) -> u64 {
+        self.device.gid()
+    }
+
+    /// One of the snapshots that are there.
+    fn any(&mut self) -> u64 {
+        let nth = self.device.random(self.kept.len());
+        *self.kept.keys().nth(nth).unwrap()
+    }
+
+    async fn receive(&mut self) {
+        self.device.write(15);
+        let (gid, explicit) = (self.latest(), self.kept[&(self.latest() - 1)]);
+        let mut diff = meta(gid - 1, gid);
+        diff.mergeable = !explicit;
+        let file = self.device.wdiff(gid);
+        let sent = messages(start_of(diff, self.device.size_lb()), &file, 3000);
+        assert_eq!(self.client.send(sent).await.unwrap().result(), WdiffResult::Stored);
+        // Whether the next diff says that this snapshot was taken on purpose.
+        let explicit = self.device.random(5) == 0;
+        self.kept.insert(gid, explicit);
+    }
+
+    async fn merge(&mut self) {
+        let (a, b) = (self.any(), self.any());
+        let (begin, end) = (a.min(b), a.max(b));
+        self.what = format!("merge {begin} to {end}");
+        let inside: Vec<_> = self.kept.range(begin + 1..end.max(begin + 1)).collect();
+        let allowed = !inside.is_empty() && inside.iter().all(|(_, explicit)| !**explicit);
+        let until = Some(Until::GidEnd(end));
+        let request = MergeRequest { volume: VOLUME.into(), gid_begin: begin, until };
+        match self.client.archive.merge(request).await {
+            Ok(operation) => {
+                assert!(allowed, "{}: {:?}", self.what, self.kept);
+                let done = self.client.finish(&operation.into_inner().id).await;
+                assert_eq!(done.status(), OperationStatus::Done, "{done:?}");
+                self.kept.retain(|gid, _| *gid <= begin || *gid >= end);
+            }
+            Err(refused) => assert!(!allowed, "{}: {refused:?} {:?}", self.what, self.kept),
+        }
+    }
+
+    async fn set_explicit(&mut self) {
+        let (a, b, explicit) = (self.any(), self.any(), self.device.random(2) == 0);
+        self.what = format!("set {a} and {b} to {explicit}");
+        let gids = vec![a, b];
+        let request = SetExplicitRequest { volume: VOLUME.into(), gids, is_explicit: explicit };
+        let answer = self.client.archive.set_explicit(request).await;
+        if a == self.latest() || b == self.latest() {
+            assert_eq!(reason(&answer.unwrap_err()), Reason::UnknownSnapshot);
+            return;
+        }
+        let mut changed: Vec<u64> =
+            [a, b].into_iter().filter(|gid| self.kept[gid] != explicit).collect();
+        changed.sort_unstable();
+        changed.dedup();
+        assert_eq!(answer.unwrap().into_inner().changed, changed, "{}", self.what);
+        for gid in changed {
+            self.kept.insert(gid, explicit);
+        }
+    }
+
+    async fn apply(&mut self) {
+        let gid = self.any();
+        self.what = format!("apply {gid}");
+        let held = self.mounts.iter().any(|(m, _)| m.holds_base && m.gid < gid);
+        match self.client.apply(gid).await {
+            Ok(done) => {
+                assert!(!held || gid == self.base(), "{}: a mount is older", self.what);
+                assert_eq!(done.status(), OperationStatus::Done, "{done:?}");
+                self.kept.retain(|kept, _| *kept >= gid);
+            }
+            Err(refused) => {
+                assert_eq!(reason(&refused), Reason::Busy, "{}: {refused:?}", self.what);
+                assert!(held, "{}: {refused:?}", self.what);
+            }
+        }
+    }
+
+    async fn mount(&mut self) {
+        if self.mounts.len() == MOUNTS {
+            let (mounted, nbd) = self.mounts.remove(0);
+            self.what = format!("unmount {}", mounted.gid);
+            drop(nbd);
+            let request = UnmountRequest { volume: VOLUME.into(), id: mounted.id };
+            self.client.archive.unmount(request).await.unwrap();
+            return;
+        }
+        let gid = self.any();
+        self.what = format!("mount {gid}");
+        let (volume, point) = (VOLUME.into(), Some(Point::Gid(gid)));
+        let request = MountRequest { volume, point, ..MountRequest::default() };
+        let mounted = self.client.archive.mount(request).await.unwrap().into_inner();
+        let (_, socket) = mounted.uri.split_once("socket=").unwrap();
+        let nbd = Nbd::unix(socket, VOLUME).await.unwrap();
+        self.mounts.push((mounted, nbd));
+    }
+
+    /// Everything stops where it is, in the middle of something or not.
+    async fn kill(&mut self) {
+        self.what = "kill".into();
+        let begun = self.device.random(3);
+        let (a, b) = (self.any(), self.any());
+        let (begin, end) = (a.min(b), a.max(b));
+        if begun == 0 {
+            let until = Some(Until::GidEnd(end));
+            let request = MergeRequest { volume: VOLUME.into(), gid_begin: begin, until };
+            if self.client.archive.merge(request).await.is_ok() {
+                self.what = format!("kill in the merge {begin} to {end}");
+            }
+        } else if begun == 1 {
+            let request = SnapshotRef { volume: VOLUME.into(), gid: end };
+            if self.client.archive.apply(request).await.is_ok() {
+                self.what = format!("kill in the apply to {end}");
+            }
+        }
+        self.mounts.clear();
+        self.archive.take().unwrap().kill();
+        let archive = start(&self.dir);
+        self.client = archive.client();
+        self.archive = Some(archive);
+        // What was begun is finished or was not.
+        common::until("the apply to be finished", || {
+            let mut client = self.client.clone();
+            async move { client.get().await.running.is_empty().then_some(()) }
+        })
+        .await;
+        let listed = self.listed().await;
+        if self.what.contains("merge") {
+            // Some of its passes may have been done.
+            self.kept.retain(|gid, _| *gid <= begin || *gid >= end || listed.contains(gid));
+        } else if self.what.contains("apply") {
+            // It may have come to any snapshot on the way.
+            let first = listed.first().copied().unwrap_or_default().min(end);
+            self.kept.retain(|gid, _| *gid >= first);
+        }
+    }
+
+    async fn listed(&mut self) -> Vec<u64> {
+        let request = RestorableRequest { volume: VOLUME.into(), all: true };
+        let list = self.client.archive.list_restorable(request).await.unwrap().into_inner();
+        list.snapshots.into_iter().map(|s| s.gid).collect()
+    }
+
+    async fn check(&mut self) {
+        let kept: Vec<u64> = self.kept.keys().copied().collect();
+        assert_eq!(self.listed().await, kept, "after {}", self.what);
+        assert_eq!(self.client.get().await.error, "", "after {}", self.what);
+        let gid = self.any();
+        let what = format!("restore of {gid} after {}", self.what);
+        same(&self.client.restored(gid).await, &self.device.history[gid as usize], &what);
+        for (mounted, nbd) in &self.mounts {
+            let len = (BLOCKS * 512) as u32;
+            let read = nbd.read(0, len).await.unwrap();
+            let what = format!("mount of {} after {}", mounted.gid, self.what);
+            same(&read, &self.device.history[mounted.gid as usize], &what);
+        }
+    }
+}
+
+async fn history(seed: u64, steps: usize) {
+    let mut run = Run::new(seed).await;
+    for step in 0..steps {
+        run.what = "receive".into();
+        match run.device.random(16) {
+            0..=6 => run.receive().await,
+            7..=8 => run.merge().await,
+            9 => run.apply().await,
+            10..=11 => run.set_explicit().await,
+            12..=13 => run.mount().await,
+            14 => drop(run.client.archive.gc(volume()).await.unwrap()),
+            _ => run.kill().await,
+        }
+        run.what = format!("{} (seed {seed}, step {step})", run.what);
+        run.check().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_histories_keep_exactly_what_they_should() {
+    for seed in 4..=6 {
+        history(seed, 30).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "minutes; run it by hand after changes of the archive"]
+async fn long_random_histories() {
+    for seed in 100..200 {
+        history(seed, 100).await;
+    }
+}
