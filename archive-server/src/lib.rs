@@ -7,6 +7,9 @@
 //!  proxy ----wdiff--------> receive --> *.wdiff ---------> apply-+
 //!                            (I5)       |   ^  ^
 //!                                       +merge history: which snapshots are kept
+//!  storage --hash backup--> hash_sync --hash_sink--> a wdiff, or (resync) base.img
+//!     ^ hashes of a snapshot: view, base.img and wdiffs read front to back
+//!  another archive <--replicate: full_sync, hash_sync, receive there; replica there says which
 //!                 load: names are the catalogue (DiffSet)
 //! ```
 //! Below the base directory each volume has a directory: `state` (one small file, changed as a
@@ -19,6 +22,7 @@
 //! | I8 what is read is checked; damage names volume, file and offset | `faults`, wdiff-format |
 //! | I9 half-made things are known by their name and removed at start | `load` |
 //! | I10 a full disk refuses early, loses nothing and ends by itself | `receive`, `apply`, `merge` |
+//! | I13 equal gids of different logs are not the same | `replica`, `replicate` |
 //! | I12 a file that somebody reads is not deleted | `leases`; who dooms files: `apply`, `merge`, `history` |
 #![forbid(unsafe_code)]
 

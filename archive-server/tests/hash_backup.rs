@@ -118,10 +118,12 @@ async fn whatever_can_fail_is_refused_before_a_session_is_granted() {
     assert_eq!(reason(&smaller), Reason::WrongSize);
     // A wdiff that is gone.
     let lost = archive.volume_dir().join(&archive.files(".wdiff")[1]);
-    std::fs::rename(&lost, dir.path().join("lost")).unwrap();
+    let hidden = dir.path().join("lost");
+    std::fs::copy(&lost, &hidden).unwrap();
+    std::fs::remove_file(&lost).unwrap();
     let damaged = client.prepare_hash(BLOCKS as u64).await.unwrap_err();
     assert_eq!(reason(&damaged), Reason::Damaged);
-    std::fs::rename(dir.path().join("lost"), &lost).unwrap();
+    std::fs::copy(&hidden, &lost).unwrap();
     // Announced, it holds the volume; announced again, the first session is over.
     let first = client.prepare_hash(BLOCKS as u64).await.unwrap();
     assert_eq!(client.get().await.state, "HashSync");
@@ -252,7 +254,8 @@ async fn a_diff_and_its_log_count_together_wherever_the_process_dies() {
         state.store(&record).unwrap();
         let hidden = dir.path().join("hidden");
         if !there {
-            std::fs::rename(&path, &hidden).unwrap();
+            std::fs::copy(&path, &hidden).unwrap();
+            std::fs::remove_file(&path).unwrap();
         }
         let archive = Archive::start(&dir);
         let mut client = archive.client();
@@ -270,7 +273,7 @@ async fn a_diff_and_its_log_count_together_wherever_the_process_dies() {
             assert_eq!(uuid, NEW.0.as_slice(), "also when the file is gone");
         } else {
             archive.kill();
-            std::fs::rename(&hidden, &path).unwrap();
+            std::fs::copy(&hidden, &path).unwrap();
         }
     }
 }

@@ -2,6 +2,7 @@
 //! known.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod fuse;
 pub mod hooked;
 pub mod pair;
 pub mod sync;
@@ -54,6 +55,10 @@ impl Archive {
     }
 
     pub fn with(dir: &TempDir, settings: Settings, images: Arc<dyn Images>) -> Self {
+        Self::within(dir, settings, World::with_images(images))
+    }
+
+    pub fn within(dir: &TempDir, settings: Settings, world: World) -> Self {
         let (base, socket) = (dir.path().join("a0"), dir.path().join("a0.sock"));
         let shutdown = Shutdown::new();
         let (kill, killed) = tokio::sync::oneshot::channel();
@@ -66,7 +71,6 @@ impl Archive {
                 let listener = Listener::bind(&at, false).await.unwrap();
                 bound.send(()).unwrap();
                 let id = "a0".parse().unwrap();
-                let world = World::with_images(images);
                 let server = Server { base: root, id, settings, world };
                 tokio::select! {
                     done = server.run(listener, asked) => done.unwrap(),
