@@ -274,7 +274,7 @@ pub enum Verb {
         /// The other proxy
         to: String,
     },
-    /// End the back-offs of storage servers and all proxies
+    /// End the back-offs of storage servers and proxies
     KickAll {
         /// Storage servers, which means all proxies too, or proxies; none: all of both
         servers: Vec<String>,

@@ -7,6 +7,7 @@ pub mod output;
 mod progress;
 pub mod values;
 mod verbs;
+mod words;
 
 use clap::Parser;
 
@@ -29,17 +30,20 @@ pub async fn main() -> Exit {
         clap_complete::generate(*shell, &mut command, "walbc", &mut std::io::stdout());
         return Exit::Done;
     }
-    let result = match Group::load(&cli.config) {
-        Ok(group) => verbs::run(&Controller::new(group), &cli.verb, cli.json).await,
-        Err(error) => Err(error.into()),
+    let ctl = match Group::load(&cli.config) {
+        Ok(group) => Controller::new(group),
+        Err(error) => {
+            eprintln!("walbc: {error}");
+            return Exit::Usage;
+        }
     };
-    match result {
+    match verbs::run(&ctl, &cli.verb, cli.json).await {
         Ok((report, exit)) => {
             report.print(cli.json);
             exit
         }
         Err(error) => {
-            eprintln!("walbc: {error}");
+            eprintln!("walbc: {}", words::said(ctl.group(), &error));
             error.exit()
         }
     }

@@ -13,6 +13,9 @@ use crate::group::ServerRole;
 /// How long the queues may stand still before the rest counts as not deliverable.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The same while a transfer runs: one wdiff may be large, but an archive may hang.
+const LONG_PATIENCE: Duration = Duration::from_secs(120);
+
 /// What waits for an archive at the proxies that answer.
 pub(crate) async fn queues(
     ctl: &Controller,
@@ -56,7 +59,7 @@ pub(crate) async fn drain(
             (least, moved) = (left, Instant::now());
         }
         let sends = waiting.iter().any(|(_, queue)| queue.sending);
-        if moved.elapsed() >= PATIENCE && !sends {
+        if moved.elapsed() >= if sends { LONG_PATIENCE } else { PATIENCE } {
             let line = |(proxy, queue): (String, v1::ProxyQueue)| {
                 (queue.wdiffs > 0).then(|| {
                     let wdiffs = queue.wdiffs;

@@ -134,6 +134,16 @@ impl View {
         (!text.is_empty()).then_some(text)
     }
 
+    /// The role of the server that says so.
+    #[must_use]
+    pub fn role(&self) -> ServerRole {
+        match self {
+            Self::Storage(_) => ServerRole::Storage,
+            Self::Proxy(_) => ServerRole::Proxy,
+            Self::Archive(_) => ServerRole::Archive,
+        }
+    }
+
     fn volume(&self) -> &str {
         match self {
             Self::Storage(v) => &v.volume,

@@ -67,9 +67,13 @@ pub(crate) async fn earlier(
     match (newest.status(), newest.gid) {
         (v1::OperationStatus::Running, _) => Ok(Earlier::Runs(Box::new(newest))),
         (v1::OperationStatus::Done, Some(gid)) => {
-            let is_target = setup::state(ctl, storage, volume).await? == "Target";
-            let arrived = newest_restorable(ctl, &primary.name, volume).await? >= Some(gid);
-            Ok(if is_target && !arrived { Earlier::Ended(gid) } else { Earlier::None })
+            let leg = look::storage_volume(ctl, storage, volume).await?;
+            let image = look::archive_volume(ctl, &primary.name, volume).await?;
+            // An archive that has lost its data since then will not get the snapshot.
+            let has_base = !matches!(image.state.as_str(), look::CLEAR | "SyncReady");
+            let follows = has_base && image.log_uuid == leg.log_uuid && leg.state == "Target";
+            let arrived = restorable_gid(&image) >= Some(gid);
+            Ok(if follows && !arrived { Earlier::Ended(gid) } else { Earlier::None })
         }
         _ => Ok(Earlier::None),
     }
@@ -81,8 +85,11 @@ pub(crate) async fn newest_restorable(
     archive: &str,
     volume: &str,
 ) -> Result<Option<u64>, ControlError> {
-    let found = look::archive_volume(ctl, archive, volume).await?;
-    Ok((found.newest_restorable_s > 0).then_some(found.newest_restorable_gid))
+    Ok(restorable_gid(&look::archive_volume(ctl, archive, volume).await?))
+}
+
+fn restorable_gid(image: &v1::ArchiveVolume) -> Option<u64> {
+    (image.newest_restorable_s > 0).then_some(image.newest_restorable_gid)
 }
 
 /// The decision about the leg that is to be backed up.

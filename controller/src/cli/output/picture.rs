@@ -4,6 +4,7 @@ use proto::v1;
 use serde_json::{Value, json};
 use server_kit::units::format_size;
 
+use super::super::words;
 use super::{Report, hex, snapshot, time};
 use crate::ops::health::{Problem, ProblemKind};
 use crate::ops::look::{Status, View, VolumeStatus};
@@ -142,7 +143,8 @@ pub fn status(status: &Status) -> Report {
                 View::Archive(v) => &v.state,
             };
             lines.push(format!("  {server:<8} {state:<10} {}", view_summary(view)));
-            lines.extend(view.error().map(|error| format!("  {server:<8} ! {error}")));
+            let error = view.error().map(|error| words::named(&error, server, view.role()));
+            lines.extend(error.map(|error| format!("  {server:<8} ! {error}")));
         }
         lines.extend(
             volume.problems.iter().map(|p| {
@@ -152,7 +154,9 @@ pub fn status(status: &Status) -> Report {
     }
     let drift = status.peers.iter().filter_map(|p| Some((&p.server, p.differs.as_ref()?)));
     lines.extend(drift.map(|(server, how)| {
-        format!("! {server} {how}; `walbc set-peers {server}` makes it as in the group file")
+        format!(
+            "! {server} {how}; change the file, or `walbc set-peers {server}` tells it the file's"
+        )
     }));
     lines.extend(status.unreachable.iter().map(|error| format!("! {error}")));
     let volume_json = |volume: &VolumeStatus| {
