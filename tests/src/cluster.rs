@@ -102,16 +102,24 @@ impl Cluster {
             .into_iter()
             .flat_map(|leg| self.layout.volumes.iter().map(move |volume| (leg, volume)))
         {
-            let (data, log) = (self.data_path(leg, volume), self.log_path(leg, volume));
-            std::fs::File::create(&data)?.set_len(self.layout.data_bytes)?;
-            std::fs::File::create(&log)?.set_len(self.layout.log_bytes)?;
-            let (data, log) = (data.to_string_lossy(), log.to_string_lossy());
-            let block_size = self.layout.block_bytes.to_string();
-            let block_size = ["--block-size", &block_size];
-            let format = ["ldev", "format", "--log", &log, "--data", &data];
-            self.walb(&[&format[..], &block_size].concat())?;
+            self.make_leg(leg, volume)?;
         }
         Ok(())
+    }
+
+    /// Makes the devices of a volume at a leg, empty and formatted.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub fn make_leg(&self, leg: usize, volume: &str) -> Result<()> {
+        let (data, log) = (self.data_path(leg, volume), self.log_path(leg, volume));
+        std::fs::File::create(&data)?.set_len(self.layout.data_bytes)?;
+        std::fs::File::create(&log)?.set_len(self.layout.log_bytes)?;
+        let (data, log) = (data.to_string_lossy(), log.to_string_lossy());
+        let block_size = self.layout.block_bytes.to_string();
+        let block_size = ["--block-size", &block_size];
+        let format = ["ldev", "format", "--log", &log, "--data", &data];
+        self.walb(&[&format[..], &block_size].concat()).map(drop)
     }
 
     /// Starts what does not run and was not shut down, and waits until all that answers.

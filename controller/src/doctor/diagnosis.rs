@@ -74,7 +74,7 @@ pub enum Row {
 /// The titles, in the words of the manual.
 const TITLES: &[(Row, &str, &str)] = &[
     (Row::F1, "F1", "storage server down"),
-    (Row::F2, "F2", "log overflow: logs were lost before they were shipped"),
+    (Row::F2, "F2", "log overflow"),
     (Row::F3, "F3", "one proxy down"),
     (Row::F4, "F4", "all proxies down"),
     (Row::F5, "F5", "archive down"),
@@ -98,7 +98,7 @@ const TITLES: &[(Row, &str, &str)] = &[
     (Row::G9, "G9", "archive went down during apply"),
     (Row::G10, "G10", "archive went down during merge or restore"),
     (Row::G11, "G11", "stop empty cannot drain"),
-    (Row::G12, "G12", "hash backup failed half-way: the log was reset, no backup since"),
+    (Row::G12, "G12", "hash backup failed half-way"),
     (Row::N1, "N1", "device role does not answer"),
     (Row::N2, "N2", "a file is damaged"),
     (Row::N3, "N3", "volume is stopped at a server"),

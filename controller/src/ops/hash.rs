@@ -114,7 +114,8 @@ pub(crate) fn archive_can_compare(
     volume: &str,
 ) -> Result<(), ControlError> {
     let next_step = match image.state.as_str() {
-        "Archived" | "WdiffRecv" => return Ok(()),
+        // An attempt whose storage server died is replaced by the next one.
+        "Archived" | "WdiffRecv" | "HashSync" => return Ok(()),
         look::CLEAR | "SyncReady" => {
             format!("nothing can be compared with: `walbc full-backup {storage} {volume}`")
         }

@@ -1,11 +1,9 @@
 //! Every failure of the recovery manual (semantics.md §7) on a real group: it is made, `walbc
-//! doctor` names it, doctor's steps are followed, and then a restore is compared with the volume and
-//! the volume is synchronizing again. `cargo nextest run -E 'test(matrix_)'` runs them.
+//! doctor` names it, the way back is taken, and then a restore is compared with the volume and the
+//! volume is synchronizing again. `cargo nextest run -E 'test(matrix_)'` runs them.
 //!
-//! | rows | module |
-//! |---|---|
-//! | F1-F6, N1 | [`servers`] |
-//! | G1, G2, G11, N3 | [`network`] |
+//! A [`Row`] makes one failure. It is healed by the steps that doctor prints, by `doctor --fix`, or
+//! (`matrix_page_*`) by the commands of its section in docs/operating/recovering.md.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -15,111 +13,89 @@
 )]
 #![forbid(unsafe_code)]
 
+mod archives;
+mod doctor;
+mod losses;
 mod network;
+mod page;
 mod servers;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use doctor::{Finding, look};
 use tests::cluster::{Cluster, Layout};
 use tests::poll::{DEADLINE, until};
 use tests::skip::have_programs;
-use tests::volume::Volume;
 
-/// What doctor says of one failure.
-#[derive(Clone, Debug)]
-pub(crate) struct Finding {
-    id: String,
-    heals_itself: bool,
-    /// Commands as typed; `(TEXT)` for what a person does.
-    steps: Vec<String>,
-    whole: Value,
+/// One failure.
+#[derive(Clone, Copy)]
+pub(crate) struct Row {
+    /// As doctor and the manual call it.
+    id: &'static str,
+    /// Its section in the manual.
+    section: &'static str,
+    /// What doctor must name beside it.
+    also: &'static [&'static str],
+    /// A group that has it.
+    make: fn() -> Result<Cluster>,
+    /// Does what a person has to do.
+    person: fn(&mut Cluster, &str) -> Result<()>,
+    /// The archive that follows afterwards.
+    archive: &'static str,
+    /// Doctor looks from a place of the network that reaches every server.
+    direct: bool,
 }
 
-impl Finding {
-    fn parse(whole: &Value) -> Option<Self> {
-        let step = |step: &Value| {
-            let command = step["command"].as_str().map(str::to_owned);
-            command.or_else(|| Some(format!("({})", step["person"].as_str()?)))
-        };
-        Some(Self {
-            id: whole["id"].as_str()?.to_owned(),
-            heals_itself: whole["heals_itself"].as_bool()?,
-            steps: whole["steps"].as_array()?.iter().map(step).collect::<Option<_>>()?,
-            whole: whole.clone(),
-        })
+impl Row {
+    /// A row that needs no person.
+    const fn new(id: &'static str, make: fn() -> Result<Cluster>) -> Self {
+        Self { id, section: id, also: &[], make, person: nobody, archive: "a0", direct: false }
+    }
+
+    /// With what a person does.
+    const fn with(self, person: fn(&mut Cluster, &str) -> Result<()>) -> Self {
+        Self { person, ..self }
+    }
+
+    /// Makes it and waits until doctor names it.
+    fn named(&self) -> Result<(Cluster, Finding)> {
+        let cluster = (self.make)()?;
+        let ids: Vec<_> = std::iter::once(self.id).chain(self.also.iter().copied()).collect();
+        let finding = doctor::named(&cluster, &ids, self.direct)?;
+        Ok((cluster, finding))
+    }
+
+    /// Healed by the steps, as doctor prints them.
+    fn by_steps(&self) -> Result<()> {
+        let (mut cluster, finding) = self.named()?;
+        ensure!(!finding.heals_itself && !finding.steps.is_empty(), "no steps: {finding:#?}");
+        for step in &finding.steps {
+            match step.strip_prefix("walbc ") {
+                Some(line) => cluster.vol().walbc(line).map(drop)?,
+                None => (self.person)(&mut cluster, step)?,
+            }
+        }
+        well_at(&cluster, self.archive)
+    }
+
+    /// Healed by `walbc doctor --fix --yes`.
+    fn by_fix(&self) -> Result<()> {
+        let (cluster, _) = self.named()?;
+        let (code, stdout, stderr) = cluster.walbc(&["doctor", "--fix", "--yes"])?;
+        ensure!(code == 0, "doctor --fix: exit {code}: {stdout}\n{stderr}");
+        well_at(&cluster, self.archive)
+    }
+
+    /// Healed by the commands of the manual.
+    fn by_page(&self) -> Result<()> {
+        let (mut cluster, finding) = self.named()?;
+        page::run_section(&mut cluster, self, &finding)?;
+        well_at(&cluster, self.archive)
     }
 }
 
-/// `walbc doctor --json`: exit code and findings.
-pub(crate) fn doctor(cluster: &Cluster) -> Result<(i32, Vec<Finding>)> {
-    parse(cluster.walbc(&["doctor", "--json"])?)
-}
-
-/// The same from a place of the network that reaches every server.
-pub(crate) fn doctor_direct(cluster: &Cluster) -> Result<(i32, Vec<Finding>)> {
-    parse(cluster.walbc_direct(&["doctor", "--json"])?)
-}
-
-fn parse((code, stdout, stderr): (i32, String, String)) -> Result<(i32, Vec<Finding>)> {
-    let report: Value = serde_json::from_str(&stdout).with_context(|| stderr)?;
-    let findings = report["findings"].as_array().context("findings")?;
-    let findings = findings.iter().map(Finding::parse).collect::<Option<Vec<_>>>();
-    Ok((code, findings.context("a finding lacks a key")?))
-}
-
-/// Waits until doctor names this row and no other; its finding.
-pub(crate) fn named(cluster: &Cluster, id: &str) -> Result<Finding> {
-    named_among(cluster, &[id])
-}
-
-/// Waits until doctor names exactly these rows; the finding of the first.
-pub(crate) fn named_among(cluster: &Cluster, ids: &[&str]) -> Result<Finding> {
-    let mut wanted: Vec<_> = ids.iter().map(|id| (*id).to_owned()).collect();
-    wanted.sort();
-    let mut last = Vec::new();
-    let found = until("doctor names the row", DEADLINE, || {
-        let (code, found) = doctor(cluster)?;
-        let mut rows: Vec<_> = found.iter().map(|finding| finding.id.clone()).collect();
-        rows.sort();
-        rows.dedup();
-        let servers_alone = rows.iter().all(|id| matches!(id.as_str(), "F1" | "F3" | "F4" | "F5"));
-        last = found;
-        if rows != wanted {
-            return Ok(None);
-        }
-        let expected: &[i32] = if servers_alone { &[3, 4] } else { &[3] };
-        ensure!(expected.contains(&code), "doctor exits with {code}: {last:#?}");
-        Ok(last.iter().find(|finding| finding.id == ids[0]).cloned())
-    });
-    found.with_context(|| format!("wanted {ids:?}, doctor says {last:#?}"))
-}
-
-/// Runs the commands of a finding as a shell would; what a person does is for `person`.
-pub(crate) fn follow(
-    cluster: &mut Cluster,
-    finding: &Finding,
-    mut person: impl FnMut(&mut Cluster, &str) -> Result<()>,
-) -> Result<()> {
-    ensure!(!finding.heals_itself && !finding.steps.is_empty(), "no steps: {finding:#?}");
-    for step in &finding.steps {
-        match step.strip_prefix("walbc ") {
-            Some(line) => cluster.vol().walbc(line).map(drop)?,
-            None => person(cluster, step)?,
-        }
-    }
-    Ok(())
-}
-
-/// Nothing for a person in these steps.
+/// Nothing is for a person in this row.
 pub(crate) fn nobody(_: &mut Cluster, step: &str) -> Result<()> {
-    bail!("doctor wants a person to {step}")
-}
-
-/// `walbc doctor --fix --yes`, which must end with everything well.
-pub(crate) fn fix(cluster: &Cluster) -> Result<()> {
-    let (code, stdout, stderr) = cluster.walbc(&["doctor", "--fix", "--yes"])?;
-    ensure!(code == 0, "doctor --fix: exit {code}: {stdout}\n{stderr}");
-    Ok(())
+    bail!("a person is asked to {step}")
 }
 
 /// Doctor finds nothing, and what is written now can be restored from `archive`, which follows.
@@ -127,7 +103,7 @@ pub(crate) fn well_at(cluster: &Cluster, archive: &str) -> Result<()> {
     let vol = cluster.vol();
     let mut last = Vec::new();
     let well = until("doctor finds nothing", DEADLINE, || {
-        let (code, found) = doctor(cluster)?;
+        let (code, found) = look(cluster, false)?;
         last = found;
         Ok((code == 0).then_some(()))
     });
@@ -139,31 +115,33 @@ pub(crate) fn well_at(cluster: &Cluster, archive: &str) -> Result<()> {
     vol.expect_state("s0", "Target")
 }
 
-/// The same at the usual primary.
-pub(crate) fn well(cluster: &Cluster) -> Result<()> {
-    well_at(cluster, "a0")
-}
-
-/// Two legs, two proxies, two archives; s0 the target, a0 synchronizing.
-pub(crate) fn group() -> Result<Cluster> {
-    base(Layout::scenario())
-}
-
+/// In the base state T (semantics.md §8.1): s0 the target, a0 synchronizing.
 pub(crate) fn base(layout: Layout) -> Result<Cluster> {
     let cluster = Cluster::start(layout)?;
     cluster.vol().base_state()?;
     Ok(cluster)
 }
 
-/// Some writes that are at the archive, and doctor content.
-pub(crate) fn busy_and_well(vol: Volume<'_>) -> Result<()> {
-    vol.write(0, 0, 20)?;
-    vol.gid("snapshot s0 VOL --wait a0").map(drop)
+/// Two legs, two proxies, two archives.
+pub(crate) fn group() -> Result<Cluster> {
+    base(Layout::scenario())
 }
 
-/// A test with its row in its name.
+/// The same, and a gap waits for a person.
+pub(crate) fn manual_group() -> Result<Cluster> {
+    base(Layout::scenario().with_flags("s0", &["--resync", "manual"]))
+}
+
+/// The disk of a server that is down has died, and a new one is in its place.
+pub(crate) fn lose_data(cluster: &mut Cluster, name: &str) -> Result<()> {
+    cluster.shutdown(name)?;
+    cluster.delete_data(name)?;
+    cluster.startup(name)
+}
+
+/// Tests of rows, each with its row in its name: `name: ROW.way`.
 macro_rules! matrix {
-    ($(#[$attr:meta])* $name:ident, $body:block) => {
+    ($($(#[$attr:meta])* $name:ident: $row:ident.$way:ident;)*) => { $(
         $(#[$attr])*
         #[test]
         fn $name() -> anyhow::Result<()> {
@@ -171,9 +149,8 @@ macro_rules! matrix {
             if !crate::have_programs(stringify!($name), &programs) {
                 return Ok(());
             }
-            $body
-            Ok(())
+            $row.$way()
         }
-    };
+    )* };
 }
 pub(crate) use matrix;

@@ -1,91 +1,86 @@
 //! Servers that are down: F1, F3, F4, F5, F6, N1; and a group that is well.
 
-use anyhow::ensure;
+use anyhow::{Result, ensure};
+use tests::cluster::Cluster;
 
-use crate::{busy_and_well, doctor, follow, group, matrix, named, well};
+use crate::doctor::look;
+use crate::{Row, group, matrix, well_at};
 
 /// What a person does when told to start a server again.
-fn start_again(cluster: &mut tests::cluster::Cluster, step: &str) -> anyhow::Result<()> {
+pub(crate) fn start_again(cluster: &mut Cluster, step: &str) -> Result<()> {
     ensure!(step.contains("start "), "{step}");
     cluster.start_all()
 }
 
-matrix!(matrix_a_group_that_is_well_and_busy_gives_nothing, {
-    let cluster = group()?;
-    let writer = cluster.vol().writer(0)?;
-    for _ in 0..5 {
-        let (code, found) = doctor(&cluster)?;
-        ensure!(code == 0 && found.is_empty(), "{code} {found:#?}");
+fn killed(names: &[&str]) -> Result<Cluster> {
+    let mut cluster = group()?;
+    for name in names {
+        cluster.kill(name)?;
     }
-    drop(writer);
-    well(&cluster)?;
-});
+    if !names.contains(&"d0") {
+        cluster.vol().write(0, 0, 20)?;
+    }
+    Ok(cluster)
+}
 
-matrix!(matrix_f1_a_storage_server_that_was_down_goes_on, {
-    let mut cluster = group()?;
-    cluster.kill("s0")?;
-    let finding = named(&cluster, "F1")?;
-    ensure!(doctor(&cluster)?.0 == 4, "nothing but a server that does not answer");
-    cluster.vol().write(0, 3, 5)?;
-    follow(&mut cluster, &finding, start_again)?;
-    well(&cluster)?;
-});
-
-matrix!(matrix_f3_a_proxy_that_was_down_delivers_what_it_has, {
-    let mut cluster = group()?;
-    cluster.kill("p0")?;
-    let finding = named(&cluster, "F3")?;
-    busy_and_well(cluster.vol())?;
-    follow(&mut cluster, &finding, start_again)?;
-    well(&cluster)?;
-});
-
-matrix!(matrix_f4_with_all_proxies_down_the_log_is_kept, {
-    let mut cluster = group()?;
-    cluster.kill("p0")?;
-    cluster.kill("p1")?;
-    cluster.vol().write(0, 0, 20)?;
+const F1: Row = Row::new("F1", || killed(&["s0"])).with(start_again);
+const F3: Row = Row::new("F3", || killed(&["p0"])).with(start_again);
+const F4: Row = Row::new("F4", || {
+    let cluster = killed(&["p0", "p1"])?;
     cluster.vol().until_shipping_fails("s0")?;
-    let finding = named(&cluster, "F4")?;
-    let evidence = finding.whole["evidence"].to_string();
-    ensure!(evidence.contains("the log of vol0 is"), "{evidence}");
-    follow(&mut cluster, &finding, start_again)?;
-    well(&cluster)?;
-});
+    Ok(cluster)
+})
+.with(start_again);
+const F5: Row = Row::new("F5", || killed(&["a0"])).with(start_again);
+const N1: Row = Row::new("N1", || killed(&["d0"])).with(start_again);
 
-matrix!(matrix_f5_an_archive_that_was_down_gets_what_waits, {
-    let mut cluster = group()?;
-    cluster.kill("a0")?;
-    cluster.vol().write(0, 0, 20)?;
-    let finding = named(&cluster, "F5")?;
-    follow(&mut cluster, &finding, start_again)?;
-    well(&cluster)?;
-});
-
-matrix!(matrix_f6_proxies_that_are_full_go_on_when_the_archive_is_back, {
-    // A proxy that must keep more free than there is has no room for anything.
-    let full = ["--keep-free", "4096T"];
+/// A proxy that must keep more free than there is has no room for anything.
+const F6: Row = Row::new("F6", || {
     let mut cluster = group()?;
     for proxy in ["p0", "p1"] {
-        cluster.set_flags(proxy, &full)?;
+        cluster.set_flags(proxy, &["--keep-free", "4096T"])?;
     }
     cluster.shutdown("a0")?;
     cluster.vol().write(0, 0, 20)?;
     cluster.vol().until_shipping_fails("s0")?;
-    let finding = named(&cluster, "F6")?;
-    ensure!(finding.steps[0].contains("start a0 again"), "{finding:#?}");
-    follow(&mut cluster, &finding, |cluster, _| {
-        cluster.set_flags("p0", &[])?;
-        cluster.set_flags("p1", &[])?;
-        cluster.startup("a0")
-    })?;
-    well(&cluster)?;
+    Ok(cluster)
+})
+.with(|cluster, step| {
+    ensure!(step.contains("start a0 again"), "{step}");
+    for proxy in ["p0", "p1"] {
+        cluster.set_flags(proxy, &[])?;
+    }
+    cluster.startup("a0")
 });
 
-matrix!(matrix_n1_a_device_role_that_was_down, {
-    let mut cluster = group()?;
-    cluster.kill("d0")?;
-    let finding = named(&cluster, "N1")?;
-    follow(&mut cluster, &finding, start_again)?;
-    well(&cluster)?;
-});
+matrix! {
+    matrix_f1_a_storage_server_that_was_down_goes_on: F1.by_steps;
+    matrix_f3_a_proxy_that_was_down_delivers_what_it_has: F3.by_steps;
+    matrix_f4_with_all_proxies_down_the_log_is_kept: F4.by_steps;
+    matrix_f5_an_archive_that_was_down_gets_what_waits: F5.by_steps;
+    matrix_f6_proxies_that_are_full_go_on_when_the_archive_is_back: F6.by_steps;
+    matrix_n1_a_device_role_that_was_down: N1.by_steps;
+    matrix_page_f1: F1.by_page;
+    matrix_page_f3: F3.by_page;
+    matrix_page_f4: F4.by_page;
+    matrix_page_f5: F5.by_page;
+    matrix_page_f6: F6.by_page;
+    matrix_page_n1: N1.by_page;
+    matrix_a_group_that_is_well_and_busy_gives_nothing: WELL.busy;
+}
+
+struct Well;
+const WELL: Well = Well;
+
+impl Well {
+    fn busy(&self) -> Result<()> {
+        let cluster = group()?;
+        let writer = cluster.vol().writer(0)?;
+        for _ in 0..5 {
+            let (code, found) = look(&cluster, false)?;
+            ensure!(code == 0 && found.is_empty(), "{code} {found:#?}");
+        }
+        writer.finish()?;
+        well_at(&cluster, "a0")
+    }
+}

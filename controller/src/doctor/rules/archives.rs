@@ -248,7 +248,8 @@ fn applying(case: &Case<'_>, name: &str, v: &v1::ArchiveVolume) -> Option<Diagno
 /// Something that the archive keeps cannot be read, or is missing.
 fn damaged(case: &Case<'_>, name: &str, v: &v1::ArchiveVolume) -> Option<Diagnosis> {
     let applying = v.base.as_ref().is_some_and(|base| base.end.is_some());
-    if v.error.is_empty() || v.state == "Broken" || applying {
+    // Without an image there is nothing yet that could be damaged.
+    if v.error.is_empty() || v.state == "Broken" || applying || !has_image(v) {
         return None;
     }
     let volume = case.volume;

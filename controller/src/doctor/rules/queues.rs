@@ -99,7 +99,8 @@ pub(super) fn hole(case: &Case<'_>, archive: &str, have: u64, need: u64) -> Opti
 fn holes(case: &Case<'_>) -> Option<Diagnosis> {
     let (storage, leg) = case.shipped()?;
     let primary = case.primary?;
-    let archive = case.primary_sight()?.known().filter(|v| has_image(v))?;
+    // What an archive with a fault says of its newest snapshot is not what it was given.
+    let archive = case.primary_sight()?.known().filter(|v| has_image(v) && v.error.is_empty())?;
     if case.in_backup() || leg.gap_since_s > 0 || leg.overflow || leg.log_capacity_pb == 0 {
         return None;
     }

@@ -1,0 +1,109 @@
+//! What archives lose, and what broke off between them: F10, G5-G10.
+
+use anyhow::{Context, Result, ensure};
+use tests::cluster::{Cluster, Layout, size};
+use tests::poll::{DEADLINE, until};
+
+use crate::servers::start_again;
+use crate::{Row, base, group, lose_data, matrix};
+
+const F10_3: Row = Row::new("F10-3", || {
+    let mut cluster = group()?;
+    lose_data(&mut cluster, "a0")?;
+    cluster.vol().write(0, 0, 20)?;
+    Ok(cluster)
+});
+
+/// The wdiffs of vol0 at a0, and where they are when somebody has taken them away.
+fn wdiffs(cluster: &Cluster) -> Result<Vec<(std::path::PathBuf, std::path::PathBuf)>> {
+    let away = cluster.path("away");
+    std::fs::create_dir_all(&away)?;
+    let entries = [cluster.path("a0/vol0"), away.clone()].map(std::fs::read_dir);
+    let mut all = Vec::new();
+    for entry in entries.into_iter().flatten().flatten() {
+        let name = entry?.file_name();
+        if name.to_string_lossy().ends_with(".wdiff") {
+            all.push((cluster.path("a0/vol0").join(&name), away.join(&name)));
+        }
+    }
+    Ok(all)
+}
+
+/// Killed in the middle of an apply whose wdiffs are not there at the start: it cannot go on.
+const G9: Row = Row::new("G9", || {
+    let layout = Layout { log_bytes: size("32M"), ..Layout::scenario() };
+    let mut cluster = base(layout)?;
+    let applying = |cluster: &Cluster| -> Result<bool> {
+        let base = cluster.vol().archive("a0")?.base.context("a base image")?;
+        Ok(base.end.is_some())
+    };
+    until("an apply is killed in the middle", DEADLINE, || {
+        let vol = cluster.vol();
+        vol.fill(0, 0, cluster.layout().data_bytes)?;
+        let gid = vol.gid("snapshot s0 VOL --wait a0")?;
+        let command = vol.begin(&format!("apply a0 VOL {gid}"))?;
+        let caught = until("the apply has begun or ended", DEADLINE, || {
+            let applied = vol.archive("a0")?.base.and_then(|base| base.begin);
+            let ended = applied.is_some_and(|at| at.gid_begin >= gid);
+            Ok(if applying(&cluster)? { Some(true) } else { ended.then_some(false) })
+        })?;
+        if !caught {
+            return Ok(None);
+        }
+        cluster.kill("a0")?;
+        drop(command);
+        for (here, away) in wdiffs(&cluster)? {
+            std::fs::rename(here, away)?;
+        }
+        cluster.start_all()?;
+        if applying(&cluster)? {
+            return Ok(Some(()));
+        }
+        bring_back(&mut cluster, "")?;
+        Ok(None)
+    })?;
+    Ok(cluster)
+});
+
+fn bring_back(cluster: &mut Cluster, _: &str) -> Result<()> {
+    cluster.kill("a0")?;
+    for (here, away) in wdiffs(cluster)? {
+        if away.exists() {
+            std::fs::rename(away, here)?;
+        }
+    }
+    cluster.start_all()
+}
+
+impl Row {
+    /// The wdiffs are found again; the apply goes on by itself.
+    fn when_the_wdiffs_are_back(&self) -> Result<()> {
+        let (mut cluster, finding) = self.named()?;
+        ensure!(finding.number("apply").is_some(), "{finding:#?}");
+        bring_back(&mut cluster, "")?;
+        crate::well_at(&cluster, self.archive)
+    }
+}
+
+/// Killed while it restores.
+const G10: Row = Row {
+    section: "G10",
+    ..Row::new("F5", || {
+        let mut cluster = group()?;
+        let vol = cluster.vol();
+        let gid = vol.gid("snapshot s0 VOL --wait a0")?;
+        let command = vol.begin(&format!("restore a0 VOL {gid}"))?;
+        cluster.kill("a0")?;
+        drop(command);
+        Ok(cluster)
+    })
+    .with(start_again)
+};
+
+matrix! {
+    matrix_f10_3_a_primary_that_lost_its_data_begins_anew: F10_3.by_fix;
+    matrix_g9_an_apply_that_was_killed: G9.when_the_wdiffs_are_back;
+    matrix_g10_a_restore_that_was_killed: G10.by_steps;
+    matrix_page_f10_3: F10_3.by_page;
+    matrix_page_g10: G10.by_page;
+}
