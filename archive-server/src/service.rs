@@ -28,6 +28,7 @@ use std::sync::Arc;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 use wdiff_format::gid::Gid;
+use wlog_format::units::LogUuid;
 
 /// Serves `walb.v1.Archive`.
 pub(crate) struct Service(pub(crate) Arc<Archive>);
@@ -70,6 +71,8 @@ fn describe(volume: &Volume) -> ArchiveVolume {
         last_received_s: c.last_received_s,
         running,
         error,
+        // Its image was an archive once, and is a mixture now.
+        needs_resync: !has_image && c.record.archive_uuid != LogUuid::ZERO,
         ..ArchiveVolume::default()
     })
 }

@@ -81,23 +81,26 @@ pub(crate) fn start(
     let max_merge_bytes =
         if request.max_merge_bytes == 0 { MERGE_BYTES } else { request.max_merge_bytes };
     let (archive, name) = (archive.clone(), volume.name.clone());
-    Ok(archive.operations.clone().start(REPLICATE, name, move |handle| async move {
-        let replication = Replication {
-            archive,
-            volume,
-            job,
-            handle,
-            peer: to.id,
-            client,
-            goal,
-            resync: request.resync,
-            dont_merge: request.dont_merge,
-            compression,
-            max_merge_bytes,
-            scan_bytes_per_s: request.scan_bytes_per_s,
-            done_bytes: 0,
-        };
-        replication.run().await
+    Ok(archive.operations.clone().start(REPLICATE, name, move |handle| {
+        handle.set_peer(&to.id);
+        async move {
+            let replication = Replication {
+                archive,
+                volume,
+                job,
+                handle,
+                peer: to.id,
+                client,
+                goal,
+                resync: request.resync,
+                dont_merge: request.dont_merge,
+                compression,
+                max_merge_bytes,
+                scan_bytes_per_s: request.scan_bytes_per_s,
+                done_bytes: 0,
+            };
+            replication.run().await
+        }
     }))
 }
 

@@ -1,16 +1,91 @@
 //! What archives lose, and what broke off between them: F10, G5-G10.
 
 use anyhow::{Context, Result, ensure};
+use proto::v1::storage_client::StorageClient;
 use tests::cluster::{Cluster, Layout, size};
+use tests::outside::run;
 use tests::poll::{DEADLINE, until};
 
+use crate::losses::cut_during;
 use crate::servers::start_again;
-use crate::{Row, base, group, lose_data, matrix};
+use crate::{Row, base, group, lose_data, matrix, synchronizing_group};
+
+const F10_1: Row = Row::new("F10-1", || {
+    let mut cluster = synchronizing_group()?;
+    lose_data(&mut cluster, "a1")?;
+    cluster.vol().write(0, 0, 20)?;
+    Ok(cluster)
+});
+
+const F10_2: Row = Row {
+    archive: "a1",
+    ..Row::new("F10-2", || {
+        let mut cluster = synchronizing_group()?;
+        lose_data(&mut cluster, "a0")?;
+        cluster.vol().write(0, 0, 20)?;
+        Ok(cluster)
+    })
+};
 
 const F10_3: Row = Row::new("F10-3", || {
     let mut cluster = group()?;
     lose_data(&mut cluster, "a0")?;
     cluster.vol().write(0, 0, 20)?;
+    Ok(cluster)
+});
+
+const G5: Row = Row::new("G5", || {
+    // A log that takes the whole device at once.
+    let layout = Layout { log_bytes: size("32M"), ..Layout::behind_fault_proxy("a1") };
+    let cluster = base(layout)?;
+    let vol = cluster.vol();
+    vol.fill(0, 0, cluster.layout().data_bytes)?;
+    let gid = vol.gid("snapshot s0 VOL --wait a0")?;
+    vol.walbc(&format!("apply a0 VOL {gid}"))?;
+    cut_during(&cluster, "replicate a0 VOL a1", "a1", cluster.layout().data_bytes / 3)?;
+    vol.until_idle("a0")?;
+    vol.until_state("a1", "SyncReady")?;
+    Ok(cluster)
+});
+
+const G6: Row = Row::new("G6", || {
+    let cluster = base(Layout::behind_fault_proxy("a1"))?;
+    let vol = cluster.vol();
+    vol.walbc("replicate a0 VOL a1")?;
+    vol.fill(0, 0, cluster.layout().data_bytes / 3)?;
+    vol.gid("snapshot s0 VOL --wait a0")?;
+    cut_during(&cluster, "replicate a0 VOL a1", "a1", cluster.layout().data_bytes / 6)?;
+    vol.until_idle("a0")?;
+    vol.until_state("a1", "Archived")?;
+    Ok(cluster)
+});
+
+const G7: Row = Row::new("G7", || {
+    let cluster = base(Layout::behind_fault_proxy("a1"))?;
+    let vol = cluster.vol();
+    vol.walbc("replicate a0 VOL a1")?;
+    vol.fill(0, 0, cluster.layout().data_bytes / 3)?;
+    let gid = vol.gid("snapshot s0 VOL --wait a0")?;
+    vol.walbc(&format!("apply a0 VOL {gid}"))?;
+    let after = cluster.layout().data_bytes / 6;
+    cut_during(&cluster, "replicate a0 VOL a1 --resync", "a1", after)?;
+    vol.until_idle("a0")?;
+    vol.until_state("a1", "SyncReady")?;
+    Ok(cluster)
+});
+
+const G8: Row = Row::new("G8", || {
+    let cluster = group()?;
+    let vol = cluster.vol();
+    let (old, new) = (cluster.layout().data_bytes, cluster.layout().data_bytes + size("4M"));
+    for (leg, storage) in [(0, "s0"), (1, "s1")] {
+        vol.grow_data_device(leg, new)?;
+        let mut client = StorageClient::new(cluster.channel(storage)?);
+        let request = proto::v1::ResizeRequest { volume: "vol0".to_owned(), size_lb: new / 512 };
+        cluster.run(client.resize(request))?;
+    }
+    vol.fill(0, old, 4096)?;
+    vol.gid("snapshot s0 VOL")?;
     Ok(cluster)
 });
 
@@ -53,7 +128,7 @@ const G9: Row = Row::new("G9", || {
         cluster.kill("a0")?;
         drop(command);
         for (here, away) in wdiffs(&cluster)? {
-            std::fs::rename(here, away)?;
+            run("mv", &[&here.to_string_lossy(), &away.to_string_lossy()])?;
         }
         cluster.start_all()?;
         if applying(&cluster)? {
@@ -69,7 +144,7 @@ fn bring_back(cluster: &mut Cluster, _: &str) -> Result<()> {
     cluster.kill("a0")?;
     for (here, away) in wdiffs(cluster)? {
         if away.exists() {
-            std::fs::rename(away, here)?;
+            run("mv", &[&away.to_string_lossy(), &here.to_string_lossy()])?;
         }
     }
     cluster.start_all()
@@ -101,9 +176,21 @@ const G10: Row = Row {
 };
 
 matrix! {
+    matrix_f10_1_a_secondary_that_lost_its_data: F10_1.by_fix;
+    matrix_f10_2_a_primary_that_lost_its_data_is_followed_by_its_heir: F10_2.by_fix;
     matrix_f10_3_a_primary_that_lost_its_data_begins_anew: F10_3.by_fix;
+    matrix_g5_a_full_replication_that_was_cut: G5.by_fix;
+    matrix_g6_a_diff_replication_that_was_cut: G6.by_fix;
+    matrix_g7_a_resync_that_was_cut: G7.by_fix;
+    matrix_g8_a_device_that_grew: G8.by_fix;
     matrix_g9_an_apply_that_was_killed: G9.when_the_wdiffs_are_back;
     matrix_g10_a_restore_that_was_killed: G10.by_steps;
+    matrix_page_f10_1: F10_1.by_page;
+    matrix_page_f10_2: F10_2.by_page;
     matrix_page_f10_3: F10_3.by_page;
+    matrix_page_g5: G5.by_page;
+    matrix_page_g6: G6.by_page;
+    matrix_page_g7: G7.by_page;
+    matrix_page_g8: G8.by_page;
     matrix_page_g10: G10.by_page;
 }

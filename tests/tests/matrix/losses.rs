@@ -27,6 +27,24 @@ const F2_AUTO: Row = Row {
     })
 };
 
+/// The files of the devices are gone; the device role serves what is left.
+const F7: Row = Row::new("F7", || {
+    let volumes = vec!["vol0".to_owned(), "vol1".to_owned()];
+    let mut cluster = base(Layout { volumes, ..Layout::scenario() })?;
+    cluster.vol().gid("snapshot s0 VOL --wait a0")?;
+    cluster.kill("d0")?;
+    std::fs::remove_file(cluster.data_path(0, "vol0"))?;
+    std::fs::remove_file(cluster.log_path(0, "vol0"))?;
+    cluster.start_all()?;
+    Ok(cluster)
+})
+.with(|cluster, step| {
+    ensure!(step.contains("replace the devices") || step.contains("make new data"), "{step}");
+    cluster.kill("d0")?;
+    cluster.make_leg(0, "vol0")?;
+    cluster.start_all()
+});
+
 const F8A: Row = Row::new("F8a", || {
     let mut cluster = group()?;
     lose_data(&mut cluster, "s0")?;
@@ -60,7 +78,7 @@ const F9B: Row = Row::new("F9b", || {
 });
 
 /// A command that a cut in the middle makes fail; the network is well again afterwards.
-fn cut_during(cluster: &Cluster, line: &str, front: &str, after: u64) -> Result<()> {
+pub(crate) fn cut_during(cluster: &Cluster, line: &str, front: &str, after: u64) -> Result<()> {
     let front = cluster.front(front)?;
     front.set(Fault::CutAfter(after));
     let command = cluster.vol().begin(line)?;
@@ -120,6 +138,7 @@ const G12: Row = Row::new("G12", || {
 matrix! {
     matrix_f2_an_overflow_is_healed_by_a_hash_backup: F2.by_fix;
     matrix_f2_an_overflow_heals_itself: F2_AUTO.when_the_archive_is_back;
+    matrix_f7_a_lost_device_is_restored: F7.by_steps;
     matrix_f8a_a_storage_server_that_lost_its_target: F8A.by_fix;
     matrix_f8b_a_storage_server_that_lost_its_standby: F8B.by_fix;
     matrix_f9a_a_proxy_that_lost_undelivered_wdiffs: F9A.by_fix;
@@ -128,6 +147,7 @@ matrix! {
     matrix_g4_a_hash_backup_that_was_cut: G4.by_fix;
     matrix_g12_a_hash_backup_that_died_half_way: G12.by_fix;
     matrix_page_f2: F2.by_page;
+    matrix_page_f7: F7.by_page;
     matrix_page_f8a: F8A.by_page;
     matrix_page_f8b: F8B.by_page;
     matrix_page_f9a: F9A.by_page;

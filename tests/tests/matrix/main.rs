@@ -132,6 +132,13 @@ pub(crate) fn manual_group() -> Result<Cluster> {
     base(Layout::scenario().with_flags("s0", &["--resync", "manual"]))
 }
 
+/// The same, and a1 follows, too.
+pub(crate) fn synchronizing_group() -> Result<Cluster> {
+    let cluster = group()?;
+    cluster.vol().walbc("replicate a0 VOL a1 --synchronizing")?;
+    Ok(cluster)
+}
+
 /// The disk of a server that is down has died, and a new one is in its place.
 pub(crate) fn lose_data(cluster: &mut Cluster, name: &str) -> Result<()> {
     cluster.shutdown(name)?;

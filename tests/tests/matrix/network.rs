@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use tests::cluster::{Cluster, Layout};
 use tests::fault_proxy::Fault;
 
-use crate::{Row, base, group, matrix};
+use crate::{Row, base, group, matrix, synchronizing_group};
 
 fn cut(front: &str) -> Result<Cluster> {
     let cluster = base(Layout::behind_fault_proxy(front))?;
@@ -70,6 +70,12 @@ const N3_ARCHIVE: Row = Row::new("N3", || {
     Ok(cluster)
 });
 
+const N4: Row = Row::new("N4", || {
+    let cluster = synchronizing_group()?;
+    cluster.vol().walbc("archive-info p1 VOL delete a1")?;
+    Ok(cluster)
+});
+
 impl Row {
     /// The network is repaired once the stop was given up.
     fn and_repair(&self) -> Result<()> {
@@ -88,7 +94,9 @@ matrix! {
     matrix_n3_a_leg_that_is_stopped_is_started: N3.by_fix;
     matrix_n3_a_proxy_that_is_stopped_is_started: N3_PROXY.by_fix;
     matrix_n3_an_archive_that_is_stopped_is_started: N3_ARCHIVE.by_fix;
+    matrix_n4_lists_that_differ_are_made_one: N4.by_fix;
     matrix_page_g1: G1.by_page;
     matrix_page_g2: G2.by_page;
     matrix_page_n3: N3.by_page;
+    matrix_page_n4: N4.by_page;
 }

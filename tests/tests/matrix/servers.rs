@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use tests::cluster::Cluster;
 
 use crate::doctor::look;
-use crate::{Row, group, matrix, well_at};
+use crate::{Row, group, matrix, synchronizing_group, well_at};
 
 /// What a person does when told to start a server again.
 pub(crate) fn start_again(cluster: &mut Cluster, step: &str) -> Result<()> {
@@ -74,13 +74,14 @@ const WELL: Well = Well;
 
 impl Well {
     fn busy(&self) -> Result<()> {
-        let cluster = group()?;
+        let cluster = synchronizing_group()?;
         let writer = cluster.vol().writer(0)?;
         for _ in 0..5 {
             let (code, found) = look(&cluster, false)?;
             ensure!(code == 0 && found.is_empty(), "{code} {found:#?}");
         }
         writer.finish()?;
-        well_at(&cluster, "a0")
+        well_at(&cluster, "a0")?;
+        well_at(&cluster, "a1")
     }
 }
