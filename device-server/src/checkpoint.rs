@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use bytes::Bytes;
 use wlog_format::pack::PackHeader;
@@ -30,7 +30,7 @@ pub(crate) async fn run(core: Arc<Core>) {
         let due = dirty_since.map(|since| since + core.options.checkpoint_interval);
         let timer = async {
             match due {
-                Some(due) if !pressed => tokio::time::sleep_until(due.into()).await,
+                Some(due) if !pressed => tokio::time::sleep_until(due).await,
                 Some(_) => {}
                 None => std::future::pending().await,
             }

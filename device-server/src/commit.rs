@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};

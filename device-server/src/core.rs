@@ -9,7 +9,7 @@ use std::fmt::Display;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use block_io::device::BlockDevice;
 use parking_lot::Mutex;

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use wlog_format::units::Lsid;
 
 use crate::core::{Answer, Core, State};
@@ -25,7 +26,7 @@ pub(crate) async fn run(core: Arc<Core>) {
 /// What the flusher should do next.
 enum Due {
     Now,
-    At(std::time::Instant),
+    At(Instant),
     Idle,
 }
 
@@ -48,7 +49,7 @@ async fn wait_until_due(core: &Core) -> bool {
         let due = next_flush(core, &core.state.lock());
         let timer = async {
             match due {
-                Due::At(when) => tokio::time::sleep_until(when.into()).await,
+                Due::At(when) => tokio::time::sleep_until(when).await,
                 Due::Idle | Due::Now => std::future::pending().await,
             }
         };
