@@ -56,8 +56,13 @@ pub(crate) async fn run(args: UpArgs, shutdown: Shutdown) -> anyhow::Result<()> 
     let place = Place::create(&args.dir)?;
     let volumes = if args.volumes.is_empty() { vec![sparse_volume(&place)?] } else { args.volumes };
     for volume in &volumes {
-        if format_if_blank(volume).await? {
-            tracing::info!("volume {}: formatted {}", volume.name, volume.log.display());
+        match format_if_blank(volume).await {
+            Ok(true) => {
+                tracing::info!("volume {}: formatted {}", volume.name, volume.log.display());
+            }
+            Ok(false) => {}
+            // It must not keep the others from service; the device role ends when all are like it.
+            Err(error) => tracing::error!("volume {}: {error:#}", volume.name),
         }
     }
     let ctl = Controller::new(place.write_group()?);
