@@ -53,8 +53,8 @@ fn sparse(path: &Path, bytes: u64) {
 }
 
 /// Every block written once, so that neither side pays for allocation.
-fn fill(path: &Path) {
-    let (file, size) = (format!("--filename={}", path.display()), format!("--size={DATA_BYTES}"));
+fn fill(path: &Path, bytes: u64) {
+    let (file, size) = (format!("--filename={}", path.display()), format!("--size={bytes}"));
     let args =
         ["--name=fill", "--rw=write", "--bs=1m", "--direct=1", "--ioengine=psync", "--minimal"];
     let filled = Command::new("fio").args(args).args([file, size]).output().unwrap();
@@ -110,9 +110,10 @@ fn main() {
     let at = |name: &str| dir.path().join(name);
     for data in ["ours.data", "theirs.data"] {
         sparse(&at(data), DATA_BYTES);
-        fill(&at(data));
+        fill(&at(data), DATA_BYTES);
     }
     sparse(&at("ours.log"), LOG_BYTES);
+    fill(&at("ours.log"), LOG_BYTES);
     let spec = VolumeSpec {
         name: "v".parse().unwrap(),
         data: at("ours.data"),

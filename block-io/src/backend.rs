@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::admission::Permit;
 use crate::request::{Op, Request};
-use crate::uring::Uring;
+use crate::uring::{Near, Uring};
 use crate::workers;
 
 static URING: OnceLock<Option<Uring>> = OnceLock::new();
@@ -19,14 +19,18 @@ pub enum Engine {
     /// io_uring where the kernel allows it, else threads. `WALB_IO=plain` forces threads.
     #[default]
     Auto,
+    /// For a device on which somebody waits for each request: an io_uring of its own, that the
+    /// tasks of the present runtime use without a thread in between. The device must not outlive
+    /// the runtime. Else as `Auto`.
+    Near,
     /// Blocking system calls on a few threads.
     Plain,
 }
 
 /// The engine of one device, resolved.
-#[derive(Clone, Copy, Debug)]
 pub(crate) enum Backend {
     Uring(&'static Uring),
+    Near(Arc<Near>),
     Plain,
 }
 
@@ -37,16 +41,21 @@ impl Backend {
                 Some(uring) => Self::Uring(uring),
                 None => Self::Plain,
             },
+            Engine::Near => match (Self::new(Engine::Auto), Near::start()) {
+                (Self::Uring(_), Ok(near)) => Self::Near(near),
+                (other, _) => other,
+            },
             Engine::Plain => Self::Plain,
         }
     }
 
     /// Executes `op` and returns it with its results.
-    pub(crate) async fn run(self, file: &Arc<File>, op: Op, permit: Permit) -> io::Result<Op> {
+    pub(crate) async fn run(&self, file: &Arc<File>, op: Op, permit: Permit) -> io::Result<Op> {
         let (reply, result) = oneshot::channel();
         let mut request = Request { file: Arc::clone(file), op, reply, permit };
         match self {
             Self::Uring(uring) => uring.submit(request),
+            Self::Near(near) => near.submit(request),
             Self::Plain => {
                 workers::run(move || {
                     let done = request.op.run_blocking(&request.file);

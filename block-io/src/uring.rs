@@ -15,7 +15,9 @@
 //! is leaked rather than freed.
 
 mod driver;
+mod near;
 mod sqe;
+mod table;
 
 use std::io;
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::admission::QUEUE_DEPTH;
 use crate::request::Request;
 use driver::Driver;
+pub(crate) use near::Near;
 
 /// A handle to the engine thread, which lives as long as the process.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
-const ENGINES: [Engine; 2] = [Engine::Auto, Engine::Plain];
+const ENGINES: [Engine; 3] = [Engine::Auto, Engine::Near, Engine::Plain];
 const TASKS: u64 = 64;
 const ROUNDS: usize = 30;
 /// What each task owns.
@@ -258,7 +258,7 @@ async fn root_loop_devices_behave_like_files() {
         eprintln!("skipped: root_loop_devices_behave_like_files needs root for losetup");
         return;
     }
-    for (engine, sector_bytes) in ENGINES.into_iter().zip([4096, 512]) {
+    for (engine, sector_bytes) in ENGINES.into_iter().zip([4096, 512, 512]) {
         let dir = real_dir();
         let image = dir.path().join("image");
         sparse(&image, TASKS * REGION);
@@ -334,21 +334,49 @@ async fn root_a_full_filesystem_is_an_error_that_ends_when_space_returns() {
     }
 }
 
-/// Both engines do the same to the same file, for any sequence of operations.
+/// What was in flight is finished, and the file given back, without anybody who waits for it.
+#[tokio::test]
+async fn a_device_that_is_dropped_with_requests_in_flight_gives_its_file_back() {
+    let dir = real_dir();
+    for engine in ENGINES {
+        let path = dir.path().join(format!("{engine:?}"));
+        sparse(&path, 32 << 20);
+        let options = OpenOptions { exclusive: true, ..options(engine, true) };
+        let device = open(&path, options).unwrap();
+        let data = AlignedBuf::copy_of(&[9; 1 << 20]).freeze();
+        for n in 0..32 {
+            let mut write = device.write(n << 20, vec![data.clone()]);
+            assert!(futures::poll!(&mut write).is_pending());
+        }
+        drop(device);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let device = loop {
+            match open(&path, options) {
+                Ok(device) => break device,
+                Err(error) => assert!(Instant::now() < deadline, "{engine:?}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
+        assert!(device.read(31 << 20, 4096).await.unwrap().iter().all(|byte| *byte == 9));
+    }
+}
+
+/// All engines do the same to the same file, for any sequence of operations.
 #[tokio::test]
 async fn the_engines_are_equivalent() {
     let dir = real_dir();
-    let devices: Vec<_> = [("uring", Engine::Auto), ("plain", Engine::Plain)]
-        .map(|(name, engine)| {
-            let path = dir.path().join(name);
-            sparse(&path, REGION);
-            (open(&path, options(engine, true)).unwrap(), path)
-        })
-        .into();
+    let devices: Vec<_> =
+        [("uring", Engine::Auto), ("near", Engine::Near), ("plain", Engine::Plain)]
+            .map(|(name, engine)| {
+                let path = dir.path().join(name);
+                sparse(&path, REGION);
+                (open(&path, options(engine, true)).unwrap(), path)
+            })
+            .into();
     for (device, _) in &devices {
         worker(Arc::clone(device), 0).await;
         device.flush().await.unwrap();
     }
     let contents = |i: usize| std::fs::read(&devices[i].1).unwrap();
-    assert!(contents(0) == contents(1));
+    assert!(contents(0) == contents(1) && contents(1) == contents(2));
 }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use block_io::OpenOptions;
 use block_io::device::{BlockDevice, bare};
+use block_io::{Engine, OpenOptions};
 use tokio::time::Instant;
 use wlog_format::superblock::{DeviceName, SUPER_OFFSET_BYTES, SuperBlock, SuperBlockError};
 use wlog_format::units::{BlockSize, Lb, Lsid};
@@ -56,7 +56,12 @@ pub async fn open_device(path: &Path, role: DeviceRole) -> Result<Arc<dyn BlockD
 }
 
 fn try_open(path: &Path, role: DeviceRole) -> Result<Arc<dyn BlockDevice>, OpenError> {
-    let options = OpenOptions { exclusive: true, ..OpenOptions::default() };
+    let engine = match role {
+        // Every write waits for it.
+        DeviceRole::Log => Engine::Near,
+        DeviceRole::Data => Engine::Auto,
+    };
+    let options = OpenOptions { exclusive: true, engine, ..OpenOptions::default() };
     block_io::open(path, options).map_err(|source| {
         let (role, path) = (role.name(), path.to_owned());
         match source.kind() {

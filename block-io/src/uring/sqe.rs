@@ -5,7 +5,10 @@
 #![expect(unsafe_code, reason = "io_uring takes raw pointers")]
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
@@ -20,6 +23,10 @@ pub(super) struct InFlight {
     /// The vector of a vectored write. On the heap: it stays where it is when this value moves.
     vectors: Vec<libc::iovec>,
 }
+
+// SAFETY: the pointers are to buffers that `request` owns, which can be sent; nobody but the kernel
+// follows them.
+unsafe impl Send for InFlight {}
 
 impl InFlight {
     pub(super) fn new(request: Request) -> Self {
@@ -119,6 +126,15 @@ impl Slabs {
 /// continued.
 fn length(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(!4095)
+}
+
+/// The ring as something that the present runtime polls: readable when there are completions.
+pub(super) fn pollable(ring: &IoUring) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is that of the ring, which is borrowed meanwhile.
+    let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) }.try_clone_to_owned()?;
+    // SAFETY: the duplicate is owned by the `AsyncFd` alone, which nobody gets it out of: it stays
+    // open and the same until the `AsyncFd` is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 /// Puts the rest of `in_flight` into the submission queue, under `key`.
