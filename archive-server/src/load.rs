@@ -10,7 +10,7 @@ use crate::resize::grow_image;
 use crate::state::State;
 use crate::volume::{Catalogue, IMAGE_FILE, RESTORED_DIR, Volume};
 use server_kit::blocking;
-use server_kit::durable::{DurableDir, StateFile};
+use server_kit::durable::{DurableDir, StateFile, TMP_SUFFIX};
 use server_kit::error::RoleError;
 use server_kit::volume_name::VolumeName;
 use std::collections::BTreeMap;
@@ -75,9 +75,7 @@ fn volume(base: &dyn DurableDir, name: &VolumeName) -> Result<Arc<Volume>, RoleE
 fn load(dir: &Arc<dyn DurableDir>, name: &VolumeName) -> Result<(State, Catalogue), RoleError> {
     dir.remove_tmp_files()?;
     dir.remove_tmp_dirs()?;
-    if dir.has_dir(RESTORED_DIR) {
-        dir.open_dir(RESTORED_DIR)?.remove_tmp_files()?;
-    }
+    let mut mended = remove_half_restored(dir)?;
     let mut sockets = dir.list()?;
     sockets.retain(|n| n.ends_with(SOCKET_SUFFIX));
     dir.remove_all(&sockets)?;
@@ -125,7 +123,12 @@ fn load(dir: &Arc<dyn DurableDir>, name: &VolumeName) -> Result<(State, Catalogu
     dir.remove_all(&names.map_err(|e| RoleError::damaged(e.to_string()))?)?;
     for diff in &waste {
         catalogue.diffs.remove(diff);
+        // Those below the base image are left by an apply, which tells of itself.
+        if diff.end().begin() > at.snapshot().begin() {
+            mended.push(format!("diff {diff} was removed: a merge had put it into another one"));
+        }
     }
+    catalogue.mended = mended;
     catalogue.latest = catalogue.diffs.latest(&at);
     let gap = gap(&catalogue);
     for (finder, fault) in [(LOAD, fault), (GAP, gap)] {
@@ -135,6 +138,18 @@ fn load(dir: &Arc<dyn DurableDir>, name: &VolumeName) -> Result<(State, Catalogu
         }
     }
     Ok((state, catalogue))
+}
+
+/// Removes the images of restores that were killed; what they were.
+fn remove_half_restored(dir: &Arc<dyn DurableDir>) -> Result<Vec<String>, RoleError> {
+    if !dir.has_dir(RESTORED_DIR) {
+        return Ok(Vec::new());
+    }
+    let restored = dir.open_dir(RESTORED_DIR)?;
+    let names = restored.names().map_err(|e| RoleError::io("list", restored.path(), e))?;
+    restored.remove_tmp_files()?;
+    let half_made = names.into_iter().filter(|name| name.ends_with(TMP_SUFFIX));
+    Ok(half_made.map(|name| format!("{name} was removed: a restore had not ended")).collect())
 }
 
 /// Removes the half-made image of a restore to elsewhere that was killed.

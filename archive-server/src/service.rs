@@ -73,7 +73,7 @@ fn describe(volume: &Volume) -> ArchiveVolume {
         error,
         // Its image was an archive once, and is a mixture now.
         needs_resync: !has_image && c.record.archive_uuid != LogUuid::ZERO,
-        ..ArchiveVolume::default()
+        mended: c.mended.clone(),
     })
 }
 

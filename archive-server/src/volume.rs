@@ -45,6 +45,8 @@ pub(crate) struct Catalogue {
     pub(crate) faults: BTreeMap<&'static str, String>,
     /// The first snapshot that a restore found to be harmed, and how.
     pub(crate) harmed: Option<(Gid, String)>,
+    /// What a killed process had left half-made, removed at the start.
+    pub(crate) mended: Vec<String>,
 }
 
 impl Catalogue {
@@ -52,7 +54,8 @@ impl Catalogue {
     pub(crate) fn new(record: Record, base: BaseState) -> Self {
         let latest = (base.snapshot(), base.timestamp);
         let (diffs, faults) = (DiffSet::new(), BTreeMap::new());
-        Self { record, base, diffs, latest, last_received_s: 0, faults, harmed: None }
+        let mended = Vec::new();
+        Self { record, base, diffs, latest, last_received_s: 0, faults, harmed: None, mended }
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) async fn run(
 ) -> Result<(Report, Exit), ControlError> {
     let only = args.volume.as_ref().map(VolumeName::as_str);
     let found = doctor::examine(ctl, only).await;
-    if !args.fix || found.is_empty() {
+    if !args.fix || doctor::is_well(&found) {
         return Ok((report(&found, &[], args.fix), doctor::exit(&found)));
     }
     eprintln!("{}\n", report(&found, &[], true).text);
@@ -83,7 +83,7 @@ async fn settle(
     let worth = !ran.is_empty() || heals(found);
     loop {
         let left = doctor::examine(ctl, only).await;
-        if left.is_empty() || !worth || start.elapsed() > SETTLE_LIMIT {
+        if doctor::is_well(&left) || !worth || start.elapsed() > SETTLE_LIMIT {
             return left;
         }
         sleep(PAUSE).await;
@@ -149,7 +149,7 @@ fn finding_json(diagnosis: &Diagnosis) -> Value {
 
 fn report(found: &[Diagnosis], ran: &[Ran], fixing: bool) -> Report {
     let mut text: Vec<_> = found.iter().map(lines).collect();
-    if found.is_empty() {
+    if doctor::is_well(found) {
         text.push("all is well".to_owned());
     } else if !fixing && found.iter().any(|d| !d.steps().is_empty()) {
         text.push("walbc doctor --fix runs these steps".to_owned());
@@ -157,6 +157,6 @@ fn report(found: &[Diagnosis], ran: &[Ran], fixing: bool) -> Report {
     let ran: Vec<_> =
         ran.iter().map(|ran| json!({ "command": ran.command, "error": ran.error })).collect();
     let findings: Vec<_> = found.iter().map(finding_json).collect();
-    let json = json!({ "healthy": found.is_empty(), "findings": findings, "ran": ran });
+    let json = json!({ "healthy": doctor::is_well(found), "findings": findings, "ran": ran });
     Report { text: text.join("\n\n"), json }
 }

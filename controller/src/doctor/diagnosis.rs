@@ -238,6 +238,12 @@ impl Diagnosis {
         self.steps().iter().all(safe)
     }
 
+    /// Whether it is over: told, and nothing is wrong any more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.row == Row::G10
+    }
+
     /// Whether it is nothing but a server that does not answer.
     #[must_use]
     pub fn is_silence(&self) -> bool {

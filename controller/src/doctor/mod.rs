@@ -32,7 +32,7 @@ const LOOKS_MAX: usize = 5;
 pub async fn examine(ctl: &Controller, only: Option<&str>) -> Vec<Diagnosis> {
     let mut before = rules::diagnose(&look::look(ctl, only).await);
     for _ in 1..LOOKS_MAX {
-        if before.is_empty() {
+        if is_well(&before) {
             return before;
         }
         sleep(PAUSE).await;
@@ -54,12 +54,18 @@ fn confirmed(before: &[Diagnosis], mut now: Vec<Diagnosis>) -> Vec<Diagnosis> {
     now
 }
 
+/// Whether nothing is wrong (any more).
+#[must_use]
+pub fn is_well(found: &[Diagnosis]) -> bool {
+    found.iter().all(Diagnosis::is_over)
+}
+
 /// Exit code: 0 nothing is wrong, 3 something is, 4 nothing but that servers do not answer.
 #[must_use]
 pub fn exit(found: &[Diagnosis]) -> Exit {
-    match found {
-        [] => Exit::Done,
-        all if all.iter().all(Diagnosis::is_silence) => Exit::Unreachable,
-        _ => Exit::No,
+    if is_well(found) {
+        return Exit::Done;
     }
+    let silent = found.iter().all(|d| d.is_silence() || d.is_over());
+    if silent { Exit::Unreachable } else { Exit::No }
 }

@@ -17,6 +17,7 @@ pub(super) fn diagnose(case: &Case<'_>) -> Vec<Diagnosis> {
         if let Some(v) = sight.known() {
             found.extend(applying(case, name, v));
             found.extend(damaged(case, name, v));
+            found.extend(mended(case, name, v));
         }
     }
     found
@@ -243,6 +244,17 @@ fn applying(case: &Case<'_>, name: &str, v: &v1::ArchiveVolume) -> Option<Diagno
         Way::Steps(vec![Step::run(&format!("apply {name} {volume} {}", end.gid_begin))])
     };
     Some(Diagnosis::of(volume, Row::G9, evidence, way).with_key(name))
+}
+
+/// A former process was killed in the middle of something that the start has cleaned up.
+fn mended(case: &Case<'_>, name: &str, v: &v1::ArchiveVolume) -> Option<Diagnosis> {
+    if v.mended.is_empty() {
+        return None;
+    }
+    let evidence = v.mended.iter().map(|what| format!("{name}: {what}")).collect();
+    let way =
+        Way::Itself("it is mended; type the restore or merge again if you want it".to_owned());
+    Some(Diagnosis::of(case.volume, Row::G10, evidence, way).with_key(name))
 }
 
 /// Something that the archive keeps cannot be read, or is missing.

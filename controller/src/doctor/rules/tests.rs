@@ -451,6 +451,16 @@ fn g9_an_interrupted_apply_goes_on_by_itself_or_is_asked_for_again() {
 }
 
 #[test]
+fn g10_what_the_start_of_an_archive_mended_is_told_and_no_failure() {
+    let look = well().archive("a0", |v| v.mended = vec!["9.img.tmp was removed".to_owned()]);
+    let found = diagnose(&look);
+    assert_eq!(only(&look, Row::G10).1, Vec::<String>::new());
+    assert_eq!(super::super::exit(&found), crate::Exit::Done);
+    let down = diagnose(&look.silence("a1"));
+    assert_eq!(super::super::exit(&down), crate::Exit::Unreachable);
+}
+
+#[test]
 fn g11_a_stop_that_waits_for_queues_that_do_not_empty() {
     let waits = |v: &mut v1::ProxyVolume| {
         v.state = "WaitForEmpty".to_owned();
