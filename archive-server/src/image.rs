@@ -236,7 +236,7 @@ pub(crate) fn merge_into(
                 image_blocks,
             }));
         }
-        if sender.blocking_send(record).is_err() {
+        if server_kit::blocking::wait(sender.send(record)).is_err() {
             return Ok(());
         }
     }

@@ -5,6 +5,7 @@
 use crate::convert::PARALLEL_FROM_BYTES;
 use proto::v1::wdiff_transfer_request::Step;
 use proto::v1::{WdiffEnd, WdiffTransferRequest};
+use server_kit::blocking;
 use server_kit::chunks::ChunkSender;
 use server_kit::durable::DurableDir;
 use server_kit::error::{Reason, RoleError};
@@ -55,7 +56,7 @@ pub(crate) fn send(
     let output = write_records(merged, output, &options).map_err(failed)?;
     let end = WdiffEnd { total_bytes: output.sent_bytes() };
     let message = WdiffTransferRequest { step: Some(Step::End(end)) };
-    messages.blocking_send(message).map_err(|_| unwanted())
+    blocking::wait(messages.send(message)).map_err(|_| unwanted())
 }
 
 fn open(dir: &dyn DurableDir, name: &str, uuid: LogUuid) -> Result<Records, RoleError> {

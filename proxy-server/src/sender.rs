@@ -238,7 +238,7 @@ async fn transfer(
 ) -> Answer {
     let (messages, mut merged) = mpsc::channel(IN_FLIGHT);
     let (body, outgoing) = mpsc::channel(1);
-    let merging = tokio::task::spawn_blocking(move || merge::send(&input, messages));
+    let merging = blocking::spawn(move || merge::send(&input, messages));
     // Owns both ends: when it ends the archive sees the end, when it is dropped merging does.
     let pump = async move {
         if body.send(start).await.is_err() {
@@ -258,10 +258,7 @@ async fn transfer(
             () = pump => call.await,
         }
     };
-    let local = match merging.await {
-        Ok(result) => result,
-        Err(error) => Err(RoleError::new(Reason::Io, "the merge failed").with_source(error)),
-    };
+    let local = merging.await.map_err(RoleError::from).and_then(|merged| merged);
     match (local, reply) {
         (Err(e), _) if e.reason() == Reason::Damaged => Answer::Damaged(e),
         (Err(e), _) if e.reason() != Reason::Cancelled => Answer::Broken(e),

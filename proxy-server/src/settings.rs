@@ -107,7 +107,7 @@ impl Settings {
             give_up_after: span(self.give_up_after, Duration::from_secs(1800)),
             max_receiving: self.max_receiving.unwrap_or(16),
             max_sending: self.max_sending.unwrap_or(8),
-            threads: self.threads.unwrap_or_else(all_cores),
+            threads: self.threads.unwrap_or_else(server_kit::blocking::parallelism),
             keep_free_bytes: self.keep_free.map_or(0, |s| s.0),
             stopped: self.stopped,
         };
@@ -124,10 +124,6 @@ impl Settings {
             None => Ok(limits),
         }
     }
-}
-
-fn all_cores() -> usize {
-    std::thread::available_parallelism().map_or(1, Into::into)
 }
 
 #[cfg(test)]

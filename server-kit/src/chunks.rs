@@ -4,6 +4,7 @@
 //! Invariants: a chunk that fails its check is an error, never data; a stream that breaks off reads
 //! as an error, never as its end; nothing is allocated by a length that was not checked; at most
 //! [`IN_FLIGHT`] chunks wait between the network and a worker thread.
+use crate::blocking;
 use crate::error::RoleError;
 use bytes::{Bytes, BytesMut};
 use proto::v1::Chunk;
@@ -122,7 +123,7 @@ impl<T> ChunkSender<T> {
         let length = data.len() as u64;
         // The receiver is gone: the peer has answered, or the connection broke.
         let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        self.stream.blocking_send((self.wrap)(encode(data))).map_err(gone)?;
+        blocking::wait(self.stream.send((self.wrap)(encode(data)))).map_err(gone)?;
         self.sent_bytes += length;
         Ok(())
     }
@@ -205,7 +206,7 @@ impl ChunkReceiver {
         if self.ended {
             return Ok(None);
         }
-        match self.pieces.blocking_recv() {
+        match blocking::wait(self.pieces.recv()) {
             Some(Piece::Data(data)) => Ok(Some(data)),
             Some(Piece::End) => {
                 self.ended = true;

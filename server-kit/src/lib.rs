@@ -10,6 +10,7 @@
 //! | [`hash_sync`] | two devices compared over the wire: what differs travels |
 //! | [`operations`], [`host`] | long jobs, and the service that every role has |
 //! | [`retry`], [`blocking`], [`clock`] | back-off, blocking work, the wall clock |
+//! | [`simulation`] | the same without chance |
 //! | [`role`], [`shutdown`], [`telemetry`], [`config`] | the life of a process |
 //! | [`volume_name`], [`units`] | names that are safe in paths; sizes and times as typed |
 //!
@@ -33,6 +34,7 @@ pub mod retry;
 pub mod role;
 pub mod scan;
 pub mod shutdown;
+pub mod simulation;
 pub mod state_machine;
 pub mod telemetry;
 pub mod units;

@@ -22,7 +22,9 @@ use tonic::transport::server::{Connected, Server};
 use tonic::transport::{Channel, Endpoint as Target, Uri};
 
 mod cuttable;
+mod handed;
 use cuttable::Cuttable;
+pub use handed::{Incoming, Io};
 
 /// HTTP/2 window of one stream: several chunks in flight (measured, see the ecosystem notes).
 pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -154,6 +156,7 @@ pub struct Listener {
 enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
+    Handed(handed::Queue),
 }
 
 /// Removes the socket's name when the server ends, before the socket closes: a successor that finds
@@ -212,6 +215,13 @@ impl Listener {
         Ok(Self { _name: None, endpoint, socket: Socket::Tcp(listener) })
     }
 
+    /// Takes connections that are made elsewhere (simulated networks).
+    #[must_use]
+    pub fn handed(endpoint: Endpoint, incoming: Incoming) -> Self {
+        let socket = Socket::Handed(handed::Queue::new(incoming));
+        Self { _name: None, endpoint, socket }
+    }
+
     /// Where clients reach it, with the real port.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
@@ -238,6 +248,7 @@ pub async fn serve(
             let accept = || async { socket.accept().await.and_then(|(s, _)| without_delay(s)) };
             serve_on(accept, routes, shutdown).await
         }
+        Socket::Handed(queue) => serve_on(|| queue.accept(), routes, shutdown).await,
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::cell::RefCell;
 
+use crate::blocking::{self, Work};
 use crate::chunks::{self, ChunkCompressor};
-use crate::error::{Reason, RoleError};
+use crate::error::RoleError;
 use bytes::Bytes;
 use proto::v1::Chunk;
-use tokio::task::JoinHandle;
 
 /// Fast enough to keep up with a disk; logs of databases shrink to a third.
 const LEVEL: i32 = 1;
@@ -18,12 +18,12 @@ thread_local! {
 }
 
 /// A chunk in the making; made by a worker thread whether or not anybody waits for it yet.
-pub struct Packing(JoinHandle<Chunk>);
+pub struct Packing(Work<Chunk>);
 
 /// Starts to make a message of a piece of at most 1 MiB.
 #[must_use]
 pub fn pack(piece: Bytes) -> Packing {
-    Packing(tokio::task::spawn_blocking(move || {
+    Packing(blocking::spawn(move || {
         COMPRESSOR.with_borrow_mut(|compressor| match compressor {
             Some(compressor) => compressor.encode(piece),
             None => chunks::encode(piece),
@@ -37,7 +37,6 @@ impl Packing {
     /// # Errors
     /// When the worker thread fails.
     pub async fn chunk(self) -> Result<Chunk, RoleError> {
-        let failed = |e| RoleError::new(Reason::Io, "a worker thread failed").with_source(e);
-        self.0.await.map_err(failed)
+        Ok(self.0.await?)
     }
 }

@@ -186,10 +186,23 @@ impl StorageRole {
     /// # Errors
     /// Settings, the address or the base directory cannot be used.
     pub async fn open(args: &ServeArgs, world: World, shutdown: Shutdown) -> anyhow::Result<Self> {
-        let config = args.checked()?;
-        let base = required(args.base.clone(), "base")?;
         let listen = required(args.listen.clone(), "listen")?;
         let listener = Listener::bind(&listen, args.insecure).await?;
+        Self::open_on(listener, args, world, shutdown).await
+    }
+
+    /// [`StorageRole::open`] with the bound socket handed in too.
+    ///
+    /// # Errors
+    /// Settings or the base directory cannot be used.
+    pub async fn open_on(
+        listener: Listener,
+        args: &ServeArgs,
+        world: World,
+        shutdown: Shutdown,
+    ) -> anyhow::Result<Self> {
+        let config = args.checked()?;
+        let base = required(args.base.clone(), "base")?;
         let World { connector, devices, open_dir } = world;
         let id = config.id.clone();
         let (flags, path) = (args.peers()?, base.clone());

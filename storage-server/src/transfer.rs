@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -151,7 +150,7 @@ impl Transfer {
         let (log, volume) = (Arc::clone(&self.log), self.volume.clone());
         let mut reader = PackReader::open(log, volume, self.budget.clone(), begin, limit).await;
         let mut packing = VecDeque::new();
-        let parallel = available_parallelism().map_or(1, Into::into);
+        let parallel = server_kit::blocking::parallelism();
         while let Some(piece) = reader.next().await? {
             packing.push_back(packing::pack(piece));
             if packing.len() > parallel && !send_first(&messages, &mut packing).await? {

@@ -2,6 +2,7 @@
 //! where they differ, and sends what differs.
 
 use super::tree::{BLOCK_BYTES, BULK_HASH, LEVELS, PART_HASH, Seed, Tree, hashed, parallel};
+use crate::blocking::{self, Work};
 use crate::chunks::ChunkSender;
 use crate::error::{Reason, RoleError};
 use crate::operations::OperationHandle;
@@ -174,12 +175,12 @@ type Records = mpsc::Sender<Vec<DiffRecord>>;
 fn writer(
     requests: mpsc::Sender<HashSyncRequest>,
     options: WriteOptions,
-) -> (Records, tokio::task::JoinHandle<Result<u64, RoleError>>) {
+) -> (Records, Work<Result<u64, RoleError>>) {
     let (records, mut batches) = mpsc::channel::<Vec<DiffRecord>>(1);
     let write = move || {
         let output =
             ChunkSender::new(requests, |chunk| HashSyncRequest { step: Some(Step::Data(chunk)) });
-        let records = std::iter::from_fn(|| batches.blocking_recv()).flatten().map(Ok);
+        let records = std::iter::from_fn(|| blocking::wait(batches.recv())).flatten().map(Ok);
         match write_records(records, output, &options) {
             Ok(output) => Ok(output.sent_bytes()),
             Err(WdiffError::Output { .. }) => {
@@ -188,7 +189,7 @@ fn writer(
             Err(error) => Err(RoleError::damaged("cannot make the wdiff").with_source(error)),
         }
     };
-    (records, tokio::task::spawn_blocking(write))
+    (records, blocking::spawn(write))
 }
 
 /// Hashes of bulks that arrived and were not compared yet.

@@ -2,7 +2,6 @@
 
 use crate::error::RoleError;
 use crate::scan::{Bulk, CELL_BYTES, Content};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use wlog_format::units::to_usize;
 
@@ -120,5 +119,5 @@ pub(super) async fn hashed(seed: Seed, cell: Bulk) -> Result<(Bulk, Tree), RoleE
 
 /// Cells that are hashed at a time.
 pub(super) fn parallel() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+    crate::blocking::parallelism()
 }

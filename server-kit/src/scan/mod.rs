@@ -6,7 +6,6 @@ pub use cells::{CELL_BYTES, cells, covering, on_grid, paced, whole};
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
 use crate::error::RoleError;
 use crate::packing;
@@ -111,7 +110,7 @@ pub fn bulks(device: Arc<dyn BlockDevice>, start: u64, end: u64, bulk_bytes: u64
 pub fn packed(
     bulks: Bulks,
 ) -> impl Stream<Item = Result<(u64, FullSyncBulk), RoleError>> + Send + Unpin {
-    let parallel = available_parallelism().map_or(1, Into::into);
+    let parallel = crate::blocking::parallelism();
     Box::pin(bulks.map_ok(message).try_buffered(parallel))
 }
 
