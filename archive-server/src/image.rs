@@ -183,7 +183,7 @@ pub(crate) async fn write_merged(
         let size = Lb::from_bytes(size);
         move || merge_into(&volume, wdiffs, size, MaxIo::NONE, &token, &sender)
     };
-    let merge = tokio::spawn(server_kit::blocking::run(merge));
+    let merge = tokio::spawn(server_kit::blocking::run_waiting(merge));
     let mut writer = ImageWriter::new(device, volume);
     let mut behind = 0;
     let written = async {

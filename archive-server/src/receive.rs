@@ -213,7 +213,7 @@ where
     let token = open.job.token.clone();
     let here = volume.clone();
     // The thread owns the transaction: whatever becomes of the stream, it ends when the file has.
-    let keeper = tokio::spawn(blocking::run(move || keep(&here, &announced, input, open)));
+    let keeper = tokio::spawn(blocking::run_waiting(move || keep(&here, &announced, input, open)));
     let fed = tokio::select! {
         fed = feed(archive, &mut stream, feeder) => fed,
         () = token.cancelled() => Err(RoleError::stopping("the transfer was broken off by a stop")),

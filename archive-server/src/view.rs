@@ -122,7 +122,7 @@ impl Records {
             let max_io = MaxIo::default();
             merge_into(volume.name.as_str(), wdiffs, volume.size(), max_io, &never, &sender)
         };
-        Self { records, merge: Some(tokio::spawn(blocking::run(merge))), head: None }
+        Self { records, merge: Some(tokio::spawn(blocking::run_waiting(merge))), head: None }
     }
 
     /// The next record that begins before byte `end`.

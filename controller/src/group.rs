@@ -144,6 +144,14 @@ struct ServerEntry {
     address: String,
 }
 
+impl std::str::FromStr for Group {
+    type Err = String;
+    /// Checks the text of a group file.
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+}
+
 impl Group {
     /// Reads and checks a group file.
     ///

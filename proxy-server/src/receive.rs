@@ -171,7 +171,7 @@ where
     let compression = volume.queues().first().map(|q| q.archive().compression).unwrap_or_default();
     let small = announced.max_bytes < PARALLEL_FROM_BYTES;
     let threads = if small { 1 } else { volume.env().limits.threads };
-    let converting = blocking::run(move || {
+    let converting = blocking::run_waiting(move || {
         let dir = owner.dir()?;
         let path = dir.received_path();
         convert(receiver, &spec, dir.create_tmp()?, &Staging { compression, threads, path })

@@ -44,7 +44,7 @@ impl<T> Future for Work<T> {
     }
 }
 
-/// Starts `work` on a thread that may block.
+/// Starts `work` on a thread that may block; it may [`wait`] for async code.
 pub fn spawn<T, F>(work: F) -> Work<T>
 where
     F: FnOnce() -> T + Send + 'static,
@@ -55,6 +55,19 @@ where
     };
     let coroutine = Coroutine::new(simulation, work);
     Work(Kind::Simulated(tokio::spawn(async { coroutine.ok()?.await.ok() })))
+}
+
+/// [`run`] for work that may [`wait`] for async code.
+///
+/// # Errors
+/// What `work` answers.
+pub async fn run_waiting<T, E, F>(work: F) -> Result<T, RoleError>
+where
+    F: FnOnce() -> Result<T, E> + Send + 'static,
+    T: Send + 'static,
+    E: Into<RoleError> + Send + 'static,
+{
+    spawn(work).await?.map_err(Into::into)
 }
 
 /// Runs `work` on a thread that may block, and waits for it. A panic in it is an error here, so
@@ -68,21 +81,23 @@ where
     T: Send + 'static,
     E: Into<RoleError> + Send + 'static,
 {
-    spawn(work).await?.map_err(Into::into)
+    let task = match Simulation::current() {
+        None => tokio::task::spawn_blocking(work),
+        // It waits for nobody, so it needs no thread; a task of its own, for it is not broken off.
+        Some(_) => tokio::spawn(async { work() }),
+    };
+    task.await.map_err(|_| WorkerFailed)?.map_err(Into::into)
 }
 
-/// Waits for async code, inside of blocking work.
+/// Waits for async code, inside of blocking work that was started by [`spawn`].
 pub fn wait<F: Future>(future: F) -> F::Output {
     match coroutine::wait(future) {
         Ok(output) => output,
-        Err(future) => futures::executor::block_on(future),
+        Err(future) => {
+            debug_assert!(Simulation::current().is_none(), "`run` is for work that never waits");
+            futures::executor::block_on(future)
+        }
     }
-}
-
-/// Whether this is blocking work of a simulation, where [`wait`] lets everybody else run.
-#[must_use]
-pub fn is_simulated() -> bool {
-    coroutine::is_current()
 }
 
 /// How many threads a piece of work may use for itself.
@@ -134,7 +149,6 @@ mod tests {
         assert_eq!(sum.await.unwrap(), 55);
         let hour = std::time::Duration::from_secs(3600);
         let slept = spawn(move || {
-            assert!(is_simulated());
             let start = tokio::time::Instant::now();
             wait(tokio::time::sleep(hour));
             start.elapsed()

@@ -29,7 +29,7 @@ const FLOORS: &[&[&str]] = &[
     &["device-server", "storage-server", "proxy-server", "archive-server"],
     &["controller"],
     &["walb"],
-    &["tests", "benches"],
+    &["tests", "benches", "simulator"],
 ];
 /// Imports inside a floor that the design wants: diffs are made of logs, the wire carries both.
 const SAME_FLOOR: &[(&str, &str)] = &[

@@ -131,11 +131,6 @@ impl<T> Drop for Coroutine<T> {
     }
 }
 
-/// Whether this is the thread of a coroutine.
-pub(super) fn is_current() -> bool {
-    CURRENT.with_borrow(Option::is_some)
-}
-
 /// In a coroutine: waits for `future` without keeping others from running. `Err` elsewhere.
 pub(super) fn wait<F: Future>(future: F) -> Result<F::Output, F> {
     let Some(shared) = CURRENT.with_borrow(Clone::clone) else { return Err(future) };

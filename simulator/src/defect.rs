@@ -1,0 +1,78 @@
+//! Deliberate defects: lies of the seams, to see that the simulator finds what it shall find.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defect {
+    /// An fsync of a directory does nothing.
+    NoDirectorySync,
+    /// An fsync of a file does nothing.
+    NoFileSync,
+    /// A flush of the log device does nothing.
+    NoLogFlush,
+    /// A flush of the data device does nothing.
+    NoDataFlush,
+    /// Every release of logs releases all that redo does not need, shipped or not.
+    EarlyRelease,
+    /// An image loses a write now and then.
+    LostImageWrite,
+}
+
+/// Which lie is told, and to whom: the first letter of a host (`d`, `s`, `p`, `a`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Canary {
+    /// The lie.
+    pub defect: Defect,
+    /// Whose seam it is.
+    pub host: char,
+}
+
+impl fmt::Display for Canary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}:{}", self.defect, self.host)
+    }
+}
+
+impl FromStr for Canary {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = |(defect, host): (&str, char)| {
+            let defect = Defect::ALL.into_iter().find(|d| format!("{d:?}") == defect)?;
+            Some(Self { defect, host })
+        };
+        let parts = text.split_once(':').and_then(|(d, h)| Some((d, h.chars().next()?)));
+        parts.and_then(known).ok_or_else(|| format!("{text} is no canary"))
+    }
+}
+
+impl Defect {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::NoDirectorySync,
+        Self::NoFileSync,
+        Self::NoLogFlush,
+        Self::NoDataFlush,
+        Self::EarlyRelease,
+        Self::LostImageWrite,
+    ];
+}
+
+/// The defects that a process meets.
+#[derive(Clone, Default)]
+pub(crate) struct Defects(Option<Defect>);
+
+impl Defects {
+    pub(crate) fn of(canary: Option<Canary>, host: &str) -> Self {
+        Self(canary.filter(|c| host.starts_with(c.host)).map(|c| c.defect))
+    }
+
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
+    pub(crate) fn has(&self, defect: Defect) -> bool {
+        self.0 == Some(defect)
+    }
+}

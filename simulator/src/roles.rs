@@ -1,0 +1,327 @@
+//! The roles as processes of simulated hosts: the real servers, on simulated seams.
+
+use crate::defect::{Defect, Defects};
+use crate::disks::Disk;
+use crate::fs::Fs;
+use crate::life::Life;
+use crate::model::{BLOCK, BLOCKS, Model, SIZE, block, values};
+use crate::net::Net;
+use archive_server::Images;
+use block_io::device::BlockDevice;
+use bytes::Bytes;
+use device_server::{
+    ControlService, OverflowPolicy, ReadPiece, Served, Volume, VolumeOptions, format_devices,
+};
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use server_kit::error::RoleError;
+use server_kit::net::{Endpoint, serve};
+use server_kit::shutdown::Shutdown;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use storage_server::device::address::DeviceAddress;
+use storage_server::device::control::ControlDevices;
+use storage_server::device::{Devices, Info, Positions, Regions, Seen, WalbDevice};
+use tokio::sync::watch;
+use tonic::service::Routes;
+use wlog_format::superblock::DeviceName;
+use wlog_format::units::{BlockSize, Lb, LogUuid, Lsid};
+
+/// Bytes of the log device.
+const LOG_BYTES: usize = 2 << 20;
+/// Name of the volume.
+pub(crate) const VOLUME: &str = "vol";
+
+/// Where a server listens.
+pub(crate) fn endpoint(host: &str) -> Endpoint {
+    Endpoint::Unix(format!("/sim/{host}").into())
+}
+
+/// What a role of the device's host has besides its files.
+#[derive(Clone)]
+pub(crate) struct Machine {
+    pub(crate) log: Disk,
+    pub(crate) data: Disk,
+    pub(crate) model: Arc<Mutex<Model>>,
+    /// Whether the application writes.
+    pub(crate) writing: Arc<AtomicBool>,
+}
+
+impl Machine {
+    pub(crate) fn new(defects: &Defects) -> Self {
+        Self {
+            log: Disk::new("log", LOG_BYTES, defects.clone()),
+            data: Disk::new("data", SIZE, defects.clone()),
+            model: Arc::default(),
+            writing: Arc::default(),
+        }
+    }
+
+    pub(crate) async fn format(&self) {
+        let log: Arc<dyn BlockDevice> = Arc::new(self.log.clone());
+        let data: Arc<dyn BlockDevice> = Arc::new(self.data.clone());
+        format_devices(&log, &data, BlockSize::B4096, DeviceName::default()).await.unwrap();
+    }
+}
+
+/// What a process is started with.
+#[derive(Clone)]
+pub(crate) struct Process {
+    pub(crate) host: &'static str,
+    pub(crate) life: Life,
+    pub(crate) net: Net,
+    pub(crate) fs: Fs,
+    pub(crate) machine: Machine,
+    pub(crate) defects: Defects,
+    /// After a power cut the application may find less than it had written.
+    pub(crate) power_cut: bool,
+    pub(crate) seed: u64,
+    pub(crate) archives: &'static [&'static str],
+    pub(crate) proxies: &'static [&'static str],
+}
+
+impl Process {
+    /// Runs the role until it is killed.
+    pub(crate) async fn run(self) -> Result<(), String> {
+        match self.host.as_bytes().first() {
+            Some(b'd') => self.device().await,
+            Some(b's') => self.storage().await,
+            Some(b'p') => self.proxy().await,
+            _ => self.archive().await,
+        }
+    }
+
+    async fn device(self) -> Result<(), String> {
+        let options = VolumeOptions {
+            checkpoint_interval: Duration::from_millis(700),
+            policy: OverflowPolicy::Stall,
+            ..VolumeOptions::default()
+        };
+        let Machine { log, data, model, writing } = self.machine.clone();
+        let opened = Volume::open(VOLUME, Arc::new(log), Arc::new(data), options).await;
+        let volume = Arc::new(opened.map_err(|e| format!("the device does not open: {e}"))?.0);
+        let image = values(&read_all(&volume).await?)?;
+        model.lock().recover(&image, self.power_cut)?;
+        let served = Served { volume: volume.clone(), frontends: Vec::new() };
+        let shutdown = Shutdown::new();
+        let volumes = BTreeMap::from([(VOLUME.to_owned(), served)]);
+        let service = ControlService::server(volumes, shutdown.clone());
+        let listener = self.net.listen(self.host, &endpoint(self.host), &self.life);
+        let application = application(&volume, &model, &writing, self.seed);
+        let serving = serve(listener, Routes::new(service), &shutdown);
+        let (written, served) = tokio::join!(application, serving);
+        written?;
+        served.map_err(|e| e.full_message())
+    }
+
+    async fn storage(self) -> Result<(), String> {
+        let args = storage_server::serve::ServeArgs {
+            base: Some("/s0".into()),
+            id: Some("s0".parse().unwrap()),
+            archive: Some(endpoint(self.archives[0])),
+            proxy: self.proxies.iter().map(|p| endpoint(p)).collect(),
+            max_wlog_send: Some("1M".parse().unwrap()),
+            retry_min: Some("100ms".parse().unwrap()),
+            retry_max: Some("2s".parse().unwrap()),
+            ..Default::default()
+        };
+        let connector = self.net.connector(self.host, &self.life);
+        let world = storage_server::serve::World {
+            devices: Arc::new(SimDevices {
+                control: ControlDevices::new(connector.clone()),
+                machine: self.machine.clone(),
+                defects: self.defects.clone(),
+            }),
+            connector,
+            open_dir: self.fs.open_dir(&self.life, &self.defects),
+        };
+        let listener = self.net.listen(self.host, &endpoint(self.host), &self.life);
+        let opened =
+            storage_server::serve::StorageRole::open_on(listener, &args, world, Shutdown::new());
+        let role = opened.await.map_err(|e| format!("{e:#}"))?;
+        role.run().await.map_err(|e| format!("{e:#}"))
+    }
+
+    async fn proxy(self) -> Result<(), String> {
+        let settings = proxy_server::Settings {
+            base: Some(format!("/{}", self.host).into()),
+            id: Some(self.host.parse().unwrap()),
+            retry_min: Some("100ms".parse().unwrap()),
+            retry_max: Some("2s".parse().unwrap()),
+            ..Default::default()
+        };
+        let world = proxy_server::World {
+            open_dir: self.fs.open_dir(&self.life, &self.defects),
+            connector: self.net.connector(self.host, &self.life),
+        };
+        let listener = self.net.listen(self.host, &endpoint(self.host), &self.life);
+        let served = proxy_server::serve_on(listener, &settings, world, Shutdown::new()).await;
+        served.map_err(|e| e.full_message())
+    }
+
+    async fn archive(self) -> Result<(), String> {
+        let images = SimImages {
+            fs: self.fs.clone(),
+            life: self.life.clone(),
+            defects: self.defects.clone(),
+        };
+        let world = archive_server::World {
+            open_dir: self.fs.open_dir(&self.life, &self.defects),
+            images: Arc::new(images),
+            connector: self.net.connector(self.host, &self.life),
+        };
+        let server = archive_server::Server {
+            base: format!("/{}", self.host).into(),
+            id: self.host.parse().unwrap(),
+            settings: archive_server::Settings {
+                flush_bytes: 64 << 10,
+                silence: Duration::from_secs(10),
+                ..Default::default()
+            },
+            world,
+        };
+        let listener = self.net.listen(self.host, &endpoint(self.host), &self.life);
+        server.run(listener, Shutdown::new()).await.map_err(|e| e.full_message())
+    }
+}
+
+async fn read_all(volume: &Volume) -> Result<Vec<u8>, String> {
+    let mut image = Vec::new();
+    for piece in volume.read(0, SIZE).await.map_err(|e| e.to_string())? {
+        match piece {
+            ReadPiece::Data(data) => image.extend_from_slice(&data),
+            ReadPiece::Zeros(n) => image.resize(image.len() + usize::try_from(n).unwrap(), 0),
+        }
+    }
+    Ok(image)
+}
+
+/// Writes while it may: batches of writes and discards that are in flight together.
+async fn application(
+    volume: &Volume,
+    model: &Mutex<Model>,
+    writing: &AtomicBool,
+    seed: u64,
+) -> Result<(), String> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    loop {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(1..60))).await;
+        if !writing.load(Ordering::Relaxed) {
+            continue;
+        }
+        let count = rng.random_range(1..=4);
+        let blocks: BTreeSet<usize> = (0..count).map(|_| rng.random_range(0..BLOCKS)).collect();
+        let discard = rng.random_ratio(1, 12);
+        let mut batch = BTreeMap::new();
+        for index in blocks {
+            let value = if discard { 0 } else { model.lock().new_value() };
+            batch.insert(index, value);
+        }
+        model.lock().begin(batch.clone());
+        let writes = batch.into_iter().map(|(index, value)| async move {
+            let offset = (index * BLOCK) as u64;
+            match value {
+                0 => volume.trim(offset, BLOCK as u64, false).await,
+                _ => volume.write(offset, Bytes::from(block(value)), false).await,
+            }
+        });
+        for done in futures::future::join_all(writes).await {
+            done.map_err(|e| format!("a write failed: {e}"))?;
+        }
+        model.lock().end();
+        if rng.random_ratio(1, 8) {
+            volume.flush().await.map_err(|e| format!("a flush failed: {e}"))?;
+            model.lock().flushed();
+        }
+    }
+}
+
+struct SimImages {
+    fs: Fs,
+    life: Life,
+    defects: Defects,
+}
+
+impl Images for SimImages {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn BlockDevice>> {
+        let image = self.fs.open_image(path, &self.life)?;
+        if self.defects.has(Defect::LostImageWrite) {
+            return Ok(Arc::new(image.forgetful()));
+        }
+        Ok(Arc::new(image))
+    }
+}
+
+/// The control service of the simulated device, and its disks.
+struct SimDevices {
+    control: ControlDevices,
+    machine: Machine,
+    defects: Defects,
+}
+
+struct SimDevice {
+    control: Arc<dyn WalbDevice>,
+    machine: Machine,
+    defects: Defects,
+}
+
+impl Devices for SimDevices {
+    fn find(&self, address: &DeviceAddress) -> Arc<dyn WalbDevice> {
+        let (machine, defects) = (self.machine.clone(), self.defects.clone());
+        Arc::new(SimDevice { control: self.control.find(address), machine, defects })
+    }
+}
+
+impl WalbDevice for SimDevice {
+    fn address(&self) -> &DeviceAddress {
+        self.control.address()
+    }
+    fn info(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
+        self.control.info()
+    }
+    fn set_oldest(&self, oldest: Lsid) -> BoxFuture<'_, Result<Positions, RoleError>> {
+        if !self.defects.has(Defect::EarlyRelease) {
+            return self.control.set_oldest(oldest);
+        }
+        Box::pin(async move {
+            let all = self.control.info().await?.status.positions.prev_written;
+            self.control.set_oldest(all).await
+        })
+    }
+    fn resize(&self, size: Lb) -> BoxFuture<'_, Result<Info, RoleError>> {
+        self.control.resize(size)
+    }
+    fn take_checkpoint(&self) -> BoxFuture<'_, Result<Positions, RoleError>> {
+        self.control.take_checkpoint()
+    }
+    fn reset_log(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
+        self.control.reset_log()
+    }
+    fn regions(&self, uuid: LogUuid, since: Lsid) -> BoxFuture<'_, Result<Regions, RoleError>> {
+        self.control.regions(uuid, since)
+    }
+    fn begin_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
+        self.control.begin_overwrite()
+    }
+    fn end_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
+        self.control.end_overwrite()
+    }
+    fn open_data_for_writing(&self, _: &Info) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        Ok(Arc::new(self.machine.data.clone()))
+    }
+    fn watch(&self) -> watch::Receiver<Seen> {
+        self.control.watch()
+    }
+    fn open_log(&self, _: &Info) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        Ok(Arc::new(self.machine.log.clone()))
+    }
+    fn open_data(&self, _: &Info) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        Ok(Arc::new(self.machine.data.clone()))
+    }
+}
