@@ -16,7 +16,7 @@ use common::Doubles;
 use controller::ops::backup::{FullBackupOptions, full_backup};
 use controller::ops::hash::{HashBackupOptions, hash_backup};
 use controller::ops::replicate::{ReplicateOptions, replicate};
-use controller::ops::{Event, device, peers, recover, resize, setup, sync};
+use controller::ops::{Event, device, look, peers, recover, resize, setup, sync};
 use controller::{ControlError, Exit};
 use proto::v1::{Operation, OperationStatus, Peer, Peers, StopMode};
 
@@ -309,6 +309,28 @@ async fn storage_servers_are_kicked_with_all_proxies_and_proxies_alone() {
     assert_eq!(kicked(&["s1"]).await, ["s1", "p0", "p1"]);
     assert_eq!(kicked(&["p1"]).await, ["p1"]);
     assert_eq!(kicked(&["s0", "p1"]).await, ["s0", "p1"]);
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_does_not_hide_the_others() {
+    let doubles = target("Target").await;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("a9");
+    // It takes connections and never says a word.
+    let _hangs = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let entry = |name: &str, role: &str, address: &str| {
+        format!("[[server]]\nname = {name:?}\nrole = {role:?}\naddress = {address:?}\n")
+    };
+    let file = entry("a9", "archive", &format!("unix:{}", socket.display()))
+        + &entry("s0", "storage", &doubles.address("s0"));
+    std::fs::write(dir.path().join("walb.toml"), file).unwrap();
+    let group = controller::Group::load(&dir.path().join("walb.toml")).unwrap();
+    let ctl = controller::Controller::new(group);
+    let limit = std::time::Duration::from_secs(10);
+    let status = tokio::time::timeout(limit, look::status(&ctl, None)).await.unwrap();
+    assert_eq!(status.volumes[0].views[0].0, "s0");
+    assert_eq!(status.exit(), Exit::Unreachable);
+    assert!(status.unreachable[0].to_string().contains("a9"), "{:?}", status.unreachable);
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Looking at the whole group: liveness, one picture of all volumes, single questions.
 
 use std::collections::BTreeSet;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proto::v1;
 use serde::Serialize;
@@ -15,6 +15,23 @@ use crate::group::{Server, ServerRole};
 
 /// The state of a volume at a server that does not know it.
 pub const CLEAR: &str = "Clear";
+
+/// How long a server may take before a picture of the group is drawn without it.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+
+/// The answer of a server, or that it does not come: one that hangs must not keep the others from
+/// being seen.
+async fn in_time<T>(
+    server: &Server,
+    answer: impl Future<Output = Result<T, ControlError>>,
+) -> Result<T, ControlError> {
+    let late = |_| ControlError::Unreachable {
+        server: server.name.clone(),
+        address: server.address.to_string(),
+        message: format!("no answer within {}", humantime::format_duration(ANSWER_LIMIT)),
+    };
+    tokio::time::timeout(ANSWER_LIMIT, answer).await.map_err(late)?
+}
 
 /// Whether a server of the group answers, and who it is.
 #[derive(Debug, Serialize)]
@@ -44,7 +61,7 @@ fn expected(role: ServerRole) -> v1::Role {
 /// Asks every server of the group who it is.
 pub async fn alive(ctl: &Controller) -> Vec<Alive> {
     let ask = async |server: &Server| {
-        let answer = run::info(ctl, server).await;
+        let answer = in_time(server, run::info(ctl, server)).await;
         let problem = match &answer {
             Ok(info) if info.role() != expected(server.role) || info.id != server.name => {
                 Some(format!("{:?} {:?} answers at this address", info.role(), info.id))
@@ -186,9 +203,10 @@ pub async fn volumes(ctl: &Controller, name: &str) -> Result<Vec<String>, Contro
 /// One picture of all servers and volumes, or of one volume.
 pub async fn status(ctl: &Controller, only: Option<&str>) -> Status {
     let servers = ctl.group().servers();
-    let answers = futures::future::join_all(servers.iter().map(|s| views(ctl, s)));
-    let storages = ctl.names(ServerRole::Storage);
-    let peers = futures::future::join_all(storages.iter().map(|name| peers::peers(ctl, name)));
+    let answers = futures::future::join_all(servers.iter().map(|s| in_time(s, views(ctl, s))));
+    let storages = ctl.group().of_role(ServerRole::Storage);
+    let peers = storages.map(|s| in_time(s, peers::peers(ctl, &s.name)));
+    let peers = futures::future::join_all(peers);
     let (answers, peers) = futures::future::join(answers, peers).await;
     let (mut all, mut unreachable) = (Vec::new(), Vec::new());
     for (server, answer) in servers.iter().zip(answers) {
