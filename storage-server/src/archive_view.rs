@@ -54,6 +54,11 @@ impl ArchiveView {
         *self.0.lock()
     }
 
+    /// Another archive is the primary one now.
+    pub fn forget(&self) {
+        *self.0.lock() = None;
+    }
+
     /// Asks; nothing is known of a volume that the archive has no snapshot of.
     ///
     /// # Errors

@@ -325,4 +325,50 @@ mod tests {
         assert!(refused.is_err());
         assert!(book.read(|r| r.gap.is_some()), "a change that fails changes nothing");
     }
+
+    #[test]
+    fn a_record_from_before_there_were_hash_backups_is_understood() {
+        #[derive(Serialize, Deserialize)]
+        struct OldGap {
+            since_s: u64,
+            why: String,
+        }
+        #[derive(Serialize, Deserialize)]
+        struct OldBackup {
+            size_lb: u64,
+            started_s: u64,
+        }
+        #[derive(Serialize, Deserialize)]
+        struct OldHistory {
+            log_uuid: String,
+            backup: OldBackup,
+            marks: Marks,
+        }
+        #[derive(Serialize, Deserialize)]
+        struct Old {
+            device: String,
+            state: String,
+            gap: OldGap,
+            history: OldHistory,
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Arc::new(RealDir::open(dir.path()).unwrap());
+        let old = Old {
+            device: "/run/d.sock#v".into(),
+            state: "Stopped".into(),
+            gap: OldGap { since_s: 3, why: "the log overflowed".into() },
+            history: OldHistory {
+                log_uuid: "0123456789abcdef0123456789abcdef".into(),
+                backup: OldBackup { size_lb: 1, started_s: 2 },
+                marks: Marks::after_reset(Gid(7), 4),
+            },
+        };
+        StateFile::new(open(), FILE).store(&old).unwrap();
+        let found = Book::open(open()).unwrap().unwrap().read(Clone::clone);
+        assert_eq!(found.gap.unwrap().since_s, 3);
+        let history = found.history.unwrap();
+        assert_eq!(history.backup.unwrap().kind, Kind::Full);
+        assert_eq!((history.marks.done.gid, found.held), (Gid(7), false));
+        assert!(found.ledger.is_empty() && history.sent.is_empty());
+    }
 }

@@ -175,7 +175,10 @@ impl Storage for StorageService {
         let (shared, registry) = (Arc::clone(&self.shared), Arc::clone(&self.registry));
         detached(async move {
             shared.peers.set(names).await?;
-            registry.volumes().iter().for_each(|v| v.wake.notify_one());
+            for volume in registry.volumes() {
+                volume.archive.forget();
+                volume.wake.notify_one();
+            }
             Ok(Empty {})
         })
         .await

@@ -11,6 +11,7 @@
 mod common;
 
 use common::device::SIZE_BYTES;
+use common::storage::Fuse;
 use common::{Cluster, StorageOptions, VOLUME, checks, eventually};
 use proto::v1::{
     GapCause, Operation, OperationStatus, Peer, Reason, ResizeRequest, RestoreToDeviceRequest,
@@ -101,6 +102,35 @@ async fn an_interrupted_restore_serves_nobody_and_is_repeated() {
     checks::same_image(&cluster.device.image().await, &image);
     cluster.storage.hash_backup(VOLUME).await.unwrap();
     cluster.check_restorable().await;
+}
+
+#[tokio::test]
+async fn a_restore_survives_a_kill_at_every_step_to_the_disk() {
+    let (mut cluster, gid, image) = changed(StorageOptions::default()).await;
+    let changed = cluster.device.image().await;
+    cluster.archive.change(|disk| drop(disk.kept.insert(gid, image.clone())));
+    // That nothing starts by itself, the gap, and that things are as before.
+    for steps in 0..=3 * 4 {
+        cluster.storage.kill().await;
+        let fuse = Fuse::new(steps);
+        let options = StorageOptions { fuse: Some(fuse.clone()), ..StorageOptions::default() };
+        cluster.storage.revive(options).await;
+        let done = restore(&cluster, "vol", gid).await.status() == OperationStatus::Done;
+        assert!(done || fuse.is_blown());
+        cluster.restart_storage().await;
+        let now = cluster.device.image().await;
+        let view = cluster.storage.get(VOLUME).await;
+        assert!(now == image || (now == changed && !done), "neither this nor that");
+        assert!(view.gap_since_s > 0 || now == changed, "another content, and no gap: {view:?}");
+        assert_eq!(restore(&cluster, "vol", gid).await.status(), OperationStatus::Done);
+        checks::same_image(&cluster.device.image().await, &image);
+        // As before.
+        for (at, piece) in changed.chunks(1 << 20).enumerate() {
+            cluster.device.write((at as u64) << 20, piece.to_vec()).await;
+        }
+        cluster.storage.hash_backup(VOLUME).await.unwrap();
+        cluster.storage.stop_volume(VOLUME, StopMode::Graceful).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! A stub archive: receives full and hash backups into memory, resumes full ones, breaks off when
 //! told to. It has what the proxies hold as soon as they hold it, unless it is told not to.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -52,6 +53,8 @@ pub struct Disk {
     pub hash_syncs: Vec<HashSyncStart>,
     /// The hash backup breaks off at its end.
     pub break_hash: bool,
+    /// Snapshots that it has besides.
+    pub kept: BTreeMap<u64, Vec<u8>>,
     /// A snapshot that is read breaks off after so many messages.
     pub break_read: Option<usize>,
     /// How often it was asked how the volume stands.
@@ -263,10 +266,13 @@ impl Archive for Service {
     ) -> Result<Response<tonic::codegen::BoxStream<SnapshotBulk>>, Status> {
         let gid = request.into_inner().gid;
         let disk = self.disk.lock();
-        if disk.latest(&self.wire).is_none_or(|latest| latest.gid_begin < gid) {
-            return Err(RoleError::unknown_snapshot("vol", "not here").into());
-        }
-        let image = disk.restore(&self.wire, &disk.base_uuid, gid);
+        let image = match disk.kept.get(&gid) {
+            Some(image) => image.clone(),
+            None if disk.latest(&self.wire).is_some_and(|latest| latest.gid_begin >= gid) => {
+                disk.restore(&self.wire, &disk.base_uuid, gid)
+            }
+            None => return Err(RoleError::unknown_snapshot("vol", "not here").into()),
+        };
         let size_bytes = image.len() as u64;
         let mut messages = Vec::new();
         for (i, piece) in image.chunks(1 << 18).enumerate() {
