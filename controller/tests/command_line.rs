@@ -45,6 +45,7 @@ const VERBS: &[&str] = &[
     "mounts",
     "unmount",
     "merge",
+    "retention",
     "enable-snapshot",
     "disable-snapshot",
     "gc",

@@ -34,6 +34,7 @@ pub mod open;
 pub mod pool;
 pub mod record;
 pub mod redo;
+pub mod retention;
 pub mod sorted_reader;
 pub mod sorted_writer;
 pub mod split;

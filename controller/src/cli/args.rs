@@ -187,6 +187,8 @@ pub enum Verb {
         /// The gid at which the last one ends
         end: u64,
     },
+    /// Thin out the history by a policy, once: merges, then an apply
+    Retention(super::retention::RetentionArgs),
     /// Keep snapshots: merges do not take them
     EnableSnapshot(Snapshots),
     /// Let merges take snapshots

@@ -74,6 +74,7 @@ pub(super) async fn run(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
         Verb::Mount(args) => super::mount::mount(ctl, args).await,
         Verb::Mounts(args) => super::mount::mounts(ctl, args).await,
         Verb::Unmount(args) => super::mount::unmount(ctl, args).await,
+        Verb::Retention(args) => super::retention::run(ctl, args, json).await,
         Verb::Doctor(args) => super::doctor::run(ctl, args, json).await,
         Verb::Completions { .. } => done(Report::done()),
     }

@@ -17,6 +17,7 @@ mod prepare;
 pub mod recover;
 pub mod replicate;
 pub mod resize;
+pub mod retention;
 pub mod run;
 pub mod setup;
 pub mod sync;
