@@ -18,8 +18,8 @@
 //! ```
 //!
 //! Operations of several steps look first and change then, and each step finds out by itself
-//! whether it is done: an operation that was killed is repeated as it is. An answer that was lost is
-//! asked for again after a look (`ops::lost`).
+//! whether it is done: an operation that was killed is repeated as it is. An answer that was lost
+//! is asked for again after a look (`ops::lost`).
 //!
 //! The controller keeps nothing: what it says is what the servers answer now. It branches on typed
 //! reasons and states, never on text. The command line ([`cli`]) adds arguments, tables, progress
