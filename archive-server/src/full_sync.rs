@@ -48,6 +48,13 @@ pub(crate) enum Source {
     Archive(Replica),
 }
 
+impl Prepared {
+    /// Whether an archive has announced it.
+    pub(crate) fn is_of_archive(&self) -> bool {
+        matches!(self.source, Source::Archive(_))
+    }
+}
+
 /// Announces a full backup.
 pub(crate) async fn prepare(
     archive: &Arc<Archive>,

@@ -36,6 +36,10 @@ pub(crate) async fn prepare(
 ) -> Result<PrepareReplicationReply, RoleError> {
     let volume = archive.volume(&request.volume)?;
     let asked = asked(&volume, request)?;
+    // Of an attempt that did not come back.
+    let is_resync = |p: &Prepared| matches!(p.purpose, Purpose::Resync { .. });
+    archive.sessions.drop_if(&volume.name, full_sync::Prepared::is_of_archive);
+    archive.hash_sessions.drop_if(&volume.name, is_resync);
     match volume.cell.state() {
         State::SyncReady if asked.resync && has_image(&volume).await? => {
             resync(archive, &volume, &asked, State::SyncReady).await
@@ -54,6 +58,10 @@ pub(crate) async fn prepare(
                 ));
             }
             resync(archive, &volume, &asked, State::Archived).await
+        }
+        state @ (State::FullSync | State::HashSync | State::ReplSync | State::Resync) => {
+            let message = format!("cannot replicate to volume {}: it is {state}", volume.name);
+            Err(RoleError::busy(&volume.name, message).with_next_step("replicate again"))
         }
         _ => {
             let allowed = [State::SyncReady, State::Archived];

@@ -40,6 +40,17 @@ impl<P: Send + 'static> Sessions<P> {
         if known { sessions.remove(volume).map(|(_, prepared)| prepared) } else { None }
     }
 
+    /// Forgets what is announced for a volume if it is of a kind that whoever asks may end.
+    pub(crate) fn drop_if(&self, volume: &VolumeName, is_his: impl FnOnce(&P) -> bool) {
+        let mut sessions = self.0.lock();
+        let ended = match sessions.get(volume) {
+            Some((_, prepared)) if is_his(prepared) => sessions.remove(volume),
+            _ => None,
+        };
+        drop(sessions);
+        drop(ended);
+    }
+
     /// Forgets what is announced for a volume.
     pub(crate) fn drop_session(&self, volume: &VolumeName) {
         let ended = self.0.lock().remove(volume);

@@ -17,6 +17,7 @@ use block_io::device::BlockDevice;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proptest::prelude::*;
+use proptest::sample::Index;
 use proto::v1::archive_client::ArchiveClient;
 use proto::v1::archive_server::{Archive, ArchiveServer};
 use proto::v1::hash_sync_reply::Step as Told;
@@ -228,8 +229,8 @@ proptest! {
     #[test]
     fn whatever_differs_is_made_equal(
         blocks in 1usize..9000, seed in any::<u64>(),
-        changes in prop::collection::vec((any::<prop::sample::Index>(), 1usize..600, 0u8..3), 0..40),
-        zero in prop::option::of((any::<prop::sample::Index>(), 1usize..9000)),
+        changes in prop::collection::vec((any::<Index>(), 1usize..600, 0u8..3), 0..40),
+        zero in prop::option::of((any::<Index>(), 1usize..9000)),
     ) {
         let mut theirs = noise(seed, blocks * 512);
         if let Some((at, len)) = zero {

@@ -295,7 +295,10 @@ impl Comparison<'_> {
                 }
             }
         }
-        self.ask_gathered().await;
+        if self.asked.is_empty() {
+            // Otherwise more may be gathered for one question while the answers are on their way.
+            self.ask_gathered().await;
+        }
         if self.done_bytes() >= self.told + super::WINDOW_CELLS as u64 / 8 * scan::CELL_BYTES {
             self.tell(&[], 0).await;
         }
