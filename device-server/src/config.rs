@@ -164,7 +164,8 @@ mod tests {
 
     #[test]
     fn the_file_says_what_the_flags_can_say() {
-        let text = "control = '/c'\nstate-dir = '/s'\nnbd = ['unix:/n', 'tcp:127.0.0.1:10809']\nmax-pending = '64M'\n\
+        let text = "control = '/c'\nstate-dir = '/s'\n\
+            nbd = ['unix:/n', 'tcp:127.0.0.1:10809']\nmax-pending = '64M'\n\
             overflow = 'stall'\n\
             [[volume]]\nname = 'v'\ndata = 'd'\nlog = 'l'\noverflow = 'error'\n";
         let dir = tempfile::tempdir().unwrap();

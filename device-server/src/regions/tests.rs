@@ -140,6 +140,11 @@ fn run(ops: Vec<Op>) {
             }
         }
     }
+    check(&regions, &model);
+}
+
+/// What the map tells for every point is what the model knows.
+fn check(regions: &Regions, model: &Model) {
     let size = model.super_block.device_size;
     for (index, (from, uuid, since, logged)) in model.points.iter().enumerate() {
         let answer = regions.since(*uuid, Lsid(*since), Lsid(model.latest), size);
