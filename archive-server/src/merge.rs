@@ -6,8 +6,8 @@
 //! crash in between leaves the inputs beside the merged file; the walk from the base image prefers
 //! what goes further, so it takes the merged one, and the next start removes the rest (`load`).
 //! Memory is bounded: no more than `max_open` files are read at a time, more are merged in several
-//! passes, of which those that were done stay done when the merge is broken off. The latest snapshot
-//! stays what it was.
+//! passes, of which those that were done stay done when the merge is broken off. The latest
+//! snapshot stays what it was.
 
 use crate::archive::{Archive, turn};
 use crate::faults;

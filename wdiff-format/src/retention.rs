@@ -3,8 +3,8 @@
 //!
 //! A policy is a list of rules such as `all 1h, every 1m 1d, every 1h 7d`: of the snapshots younger
 //! than a rule's age and older than that of the rule before, the last one of each interval is kept
-//! (all of them without an interval). What is older than the last rule is applied to the base image.
-//! Invariants: pinned snapshots and the latest one are kept; whoever follows the plan and plans
+//! (without an interval: all). What is older than the last rule is applied to the base image.
+//! Invariants: pinned snapshots and the latest are kept; whoever follows the plan and plans
 //! again has nothing to do; intervals lie at fixed times, and one is thinned out only when all of it
 //! is old enough, so a snapshot that is dropped is never the one that a coarser rule would keep.
 
