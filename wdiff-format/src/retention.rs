@@ -5,8 +5,8 @@
 //! than a rule's age and older than that of the rule before, the last one of each interval is kept
 //! (without an interval: all). What is older than the last rule is applied to the base image.
 //! Invariants: pinned snapshots and the latest are kept; whoever follows the plan and plans
-//! again has nothing to do; intervals lie at fixed times, and one is thinned out only when all of it
-//! is old enough, so a snapshot that is dropped is never the one that a coarser rule would keep.
+//! again has nothing to do; intervals lie at fixed times, and one is thinned out only when all of
+//! it is old enough, so a snapshot that is dropped is never the one that a coarser rule would keep.
 
 use crate::gid::Gid;
 use std::fmt;
