@@ -31,7 +31,8 @@ pub struct Proxy {
     pub address: String,
     channel: Channel,
     is_down: AtomicBool,
-    /// It took a transfer and did nothing with it: it is passed over for a while, though it answers.
+    /// It took a transfer and did nothing with it: it is passed over for a while, though it
+    /// answers.
     avoided_until: Mutex<Option<Instant>>,
 }
 

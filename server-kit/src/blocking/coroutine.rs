@@ -1,5 +1,6 @@
 //! Blocking work in a simulation: it has a thread, for its stack, but runs only while the task that
-//! drives it is polled. So it never runs beside anything else, and a seed gives one order of events.
+//! drives it is polled. So it never runs beside anything else, and a seed gives one order of
+//! events.
 //!
 //! Invariants: of the driver and the thread one has the turn; a driver that is dropped (its process
 //! is killed) has the thread unwound where it waits, before the drop returns.
