@@ -421,7 +421,6 @@ impl Volume {
             queues: queues.iter().map(|queue| queue.status()).collect(),
             error,
             store_uuid: facts.stored.store_uuid().map(uuid_bytes).unwrap_or_default(),
-            ..ProxyVolume::default()
         }
     }
 

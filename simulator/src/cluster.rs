@@ -27,11 +27,14 @@ const EPOCH_S: u64 = 1_700_000_000;
 /// The longest tick, when nothing is under way.
 const TICK_MAX_MS: u64 = 20;
 
+/// The role itself; it should never end.
+type Role = JoinHandle<Result<(), String>>;
+
 /// A host and the process on it.
 pub(crate) struct Host {
     pub(crate) name: &'static str,
     pub(crate) fs: Fs,
-    process: Option<(Runtime, Life, JoinHandle<Result<(), String>>)>,
+    process: Option<(Runtime, Life, Role)>,
     defects: Defects,
     power_cut: bool,
 }

@@ -48,7 +48,6 @@ fn failed(what: &str, error: &dyn std::fmt::Display) -> String {
 
 fn set_up(c: &mut Cluster) -> Result<(), String> {
     c.run_for(100)?;
-    let (archives, proxies) = (c.archives, c.proxies);
     c.resume_writes();
     let all = async |ctl: Controller| {
         setup::init_storage(&ctl, "s0", VOLUME, "/sim/d0").await?;
@@ -60,7 +59,6 @@ fn set_up(c: &mut Cluster) -> Result<(), String> {
         Some(Err(e)) => return Err(failed("cannot set up", &e)),
         None => return Err("stuck: the first full backup".into()),
     }
-    let _ = (archives, proxies);
     Ok(())
 }
 
