@@ -6,10 +6,8 @@
 //! (I9); a file that fails its check is an error that names it, never a guess (I8).
 //!
 //! [`DurableDir`] is the seam: its steps are single steps of the operating system, its other
-//! methods
-//! the orders of steps that are safe. [`RealDir`] is the disk; a simulation loses and tears what
-//! was
-//! not synced. Steps that are not for small files a directory may refuse (`Unsupported`).
+//! methods the orders of steps that are safe. [`RealDir`] is the disk; a simulation loses and tears
+//! what was not synced. Steps that are not for small files a directory may refuse (`Unsupported`).
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
