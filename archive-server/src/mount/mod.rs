@@ -7,10 +7,11 @@
 //!                              +----> base image, or a clone of it
 //! ```
 //! Invariants: a mount leases its wdiffs (I12), so applies, merges and gc beside it leave it as it
-//! is; an apply writes only blocks that its diffs have, so one up to the mount's gid changes none of
-//! what the mount reads from the base image, and one beyond it is refused while a mount without a
-//! clone is there; "where is the base image", the leases and being listed are one step for an
-//! apply (`image_gate`). Mounts end with the process; what they leave is known by its name at start.
+//! is; an apply writes only blocks that its diffs have, so one up to the mount's gid changes none
+//! of what the mount reads from the base image, and one beyond it is refused while a mount without
+//! a clone is there; "where is the base image", the leases and being listed are one step for an
+//! apply (`image_gate`). Mounts end with the process; what they leave is known by its name at
+//! start.
 //! Memory: [`Settings::mount_records_max`](crate::Settings) records of index and
 //! [`view::CACHE_BYTES`] of data a mount, and [`MOUNTS_MAX`] mounts a volume.
 
