@@ -68,7 +68,7 @@ impl Sink {
         token: CancellationToken,
     ) -> Result<Kept, RoleError> {
         let Self::Image { device, archive_uuid, size } = self else {
-            return blocking::run(move || {
+            return blocking::run_waiting(move || {
                 let mut tmp = volume.dir.create_tmp()?;
                 let origin = Origin {
                     sender: "the sender",
@@ -88,14 +88,14 @@ impl Sink {
             WdiffReader::from_stream(Box::new(input), "the wdiff of a resync")
                 .map_err(|e| faults::wdiff(name.as_str(), e))
         };
-        let wdiff = blocking::run(open).await?;
+        let wdiff = blocking::run_waiting(open).await?;
         image::write_merged(device, volume.name.as_str(), vec![wdiff], &token, |_| ()).await?;
         let end = move || match rest.read(&mut [0]) {
             Ok(0) => Ok(()),
             Ok(_) => Err(RoleError::damaged("bytes follow the end pack of a resync's wdiff")),
             Err(e) => Err(RoleError::unreachable("the sender", e)),
         };
-        blocking::run(end).await?;
+        blocking::run_waiting(end).await?;
         Ok(Kept::Image { archive_uuid, size })
     }
 }

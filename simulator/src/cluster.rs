@@ -17,7 +17,8 @@ use rand::{RngExt, SeedableRng};
 use server_kit::simulation::Simulation;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::pin;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -39,6 +40,22 @@ pub(crate) struct Host {
     power_cut: bool,
 }
 
+/// What a seed may do to the history.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    /// The ring is small, and is written over.
+    pub(crate) overflows: bool,
+    /// A proxy's disk may be lost.
+    pub(crate) loses_proxies: bool,
+}
+
+impl Plan {
+    /// Whether logs or wdiffs can be lost; then the storage role heals that by itself.
+    pub(crate) fn has_gaps(self) -> bool {
+        self.overflows || self.loses_proxies
+    }
+}
+
 /// The whole of a simulation.
 pub(crate) struct Cluster {
     pub(crate) simulation: Simulation,
@@ -56,6 +73,8 @@ pub(crate) struct Cluster {
     events: DefaultHasher,
     idle: u64,
     verbose: bool,
+    pub(crate) plan: Plan,
+    armed: Arc<AtomicBool>,
 }
 
 fn runtime() -> Runtime {
@@ -85,17 +104,20 @@ impl Cluster {
             if rng.random_ratio(1, 3) { &["a0", "a1"] } else { &["a0"] };
         let proxies: &'static [&'static str] =
             if rng.random_ratio(1, 3) { &["p0", "p1"] } else { &["p0"] };
+        let overflows = rng.random_ratio(1, 5);
+        let plan = Plan { overflows, loses_proxies: false };
+        let armed = Arc::new(AtomicBool::new(false));
         let net = Net::new(rng.random());
         let names = ["d0", "s0"].into_iter().chain(proxies.iter().copied());
         let hosts = names.chain(archives.iter().copied()).map(|name| Host {
             name,
             fs: Fs::new(rng.random()),
             process: None,
-            defects: Defects::of(canary, name),
+            defects: Defects::of(canary, name, &armed),
             power_cut: false,
         });
         let hosts = hosts.collect();
-        let machine = Machine::new(&Defects::of(canary, "d0"));
+        let machine = Machine::new(&Defects::of(canary, "d0", &armed), overflows);
         let controller = runtime();
         controller.block_on(machine.format());
         let group = group(archives, proxies).parse()?;
@@ -116,11 +138,19 @@ impl Cluster {
             events: DefaultHasher::new(),
             idle: 0,
             verbose,
+            plan,
+            armed,
         };
         for index in 0..cluster.hosts.len() {
             cluster.start(index);
         }
         Ok(cluster)
+    }
+
+    /// What was set up is durable; from now on defects have an effect.
+    pub(crate) fn arm(&self) {
+        self.hosts.iter().for_each(|host| host.fs.settle());
+        self.armed.store(true, Ordering::Relaxed);
     }
 
     /// Notes what happens: the fingerprint of the run.
@@ -160,6 +190,7 @@ impl Cluster {
             seed,
             archives: self.archives,
             proxies: self.proxies,
+            heals: self.plan.has_gaps(),
         };
         let runtime = runtime();
         let task = runtime.spawn(process.run());

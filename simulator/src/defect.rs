@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,20 +61,21 @@ impl Defect {
     ];
 }
 
-/// The defects that a process meets.
+/// The defect that a process meets, once the set-up is over and durable: so that it reaches the
+/// data, and not only what a server writes down once.
 #[derive(Clone, Default)]
-pub(crate) struct Defects(Option<Defect>);
+pub(crate) struct Defects {
+    defect: Option<Defect>,
+    armed: Arc<AtomicBool>,
+}
 
 impl Defects {
-    pub(crate) fn of(canary: Option<Canary>, host: &str) -> Self {
-        Self(canary.filter(|c| host.starts_with(c.host)).map(|c| c.defect))
-    }
-
-    pub(crate) fn none() -> Self {
-        Self(None)
+    pub(crate) fn of(canary: Option<Canary>, host: &str, armed: &Arc<AtomicBool>) -> Self {
+        let defect = canary.filter(|c| host.starts_with(c.host)).map(|c| c.defect);
+        Self { defect, armed: armed.clone() }
     }
 
     pub(crate) fn has(&self, defect: Defect) -> bool {
-        self.0 == Some(defect)
+        self.defect == Some(defect) && self.armed.load(Ordering::Relaxed)
     }
 }

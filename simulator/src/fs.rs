@@ -144,6 +144,19 @@ impl Fs {
         }
     }
 
+    /// All that was written is durable.
+    pub(crate) fn settle(&self) {
+        for node in &mut self.0.lock().nodes {
+            match node {
+                Node::Dir { names, synced, changes } => {
+                    synced.clone_from(names);
+                    changes.clear();
+                }
+                Node::File { content, synced, .. } => synced.clone_from(content),
+            }
+        }
+    }
+
     /// The whole content of a file.
     pub(crate) fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         let mut tree = self.0.lock();
@@ -170,12 +183,17 @@ impl Fs {
     }
 
     /// An image in a file, as a block device.
-    pub(crate) fn open_image(&self, path: &Path, life: &Life) -> io::Result<SimImage> {
+    pub(crate) fn open_image(
+        &self,
+        path: &Path,
+        life: &Life,
+        defects: &Defects,
+    ) -> io::Result<SimImage> {
         let mut tree = self.0.lock();
         let node = tree.lookup(path)?;
         tree.file(node)?;
-        let (path, life) = (path.to_owned(), life.clone());
-        Ok(SimImage { fs: self.clone(), node, path, life, writes: None })
+        let (path, life, defects) = (path.to_owned(), life.clone(), defects.clone());
+        Ok(SimImage { fs: self.clone(), node, path, life, defects, writes: Mutex::new(0) })
     }
 
     fn change(&self, life: &Life, grows: bool) -> io::Result<parking_lot::MutexGuard<'_, Tree>> {
@@ -420,19 +438,15 @@ pub(crate) struct SimImage {
     node: usize,
     path: PathBuf,
     life: Life,
+    defects: Defects,
     /// Counted when every fifth one is to be lost.
-    writes: Option<Mutex<u32>>,
+    writes: Mutex<u32>,
 }
 
 impl SimImage {
-    /// The same with a defect: now and then a write is lost.
-    pub(crate) fn forgetful(self) -> Self {
-        Self { writes: Some(Mutex::new(0)), ..self }
-    }
-
     fn put(&self, offset: u64, len: u64, data: Option<&[Bytes]>) -> io::Result<()> {
-        if let Some(count) = &self.writes {
-            let mut count = count.lock();
+        if self.defects.has(Defect::LostImageWrite) {
+            let mut count = self.writes.lock();
             *count += 1;
             if *count % 5 == 0 {
                 return Ok(());
@@ -476,7 +490,7 @@ impl block_io::device::BlockDevice for SimImage {
     fn flush(&self) -> BoxFuture<'_, io::Result<()>> {
         Box::pin(async move {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-            sync_file(&self.fs, &self.life, self.node, &Defects::none())
+            sync_file(&self.fs, &self.life, self.node, &Defects::default())
         })
     }
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>> {

@@ -2,7 +2,7 @@
 //! controller's operations, the real servers on simulated seams.
 //!
 //! ```text
-//!  scenario: set up -> actions and faults -> heal -> check against the model
+//!  scenario: set up -> actions and faults (commands) -> heal -> check against the model
 //!      |
 //!  cluster: one runtime for each host, ticks, kills          model: writes, snapshots
 //!      |-- roles: the servers as processes
@@ -26,9 +26,11 @@
 )]
 
 mod cluster;
+mod commands;
 mod defect;
 mod disks;
 mod fs;
+mod heal;
 mod life;
 mod model;
 mod net;

@@ -28,13 +28,16 @@ use std::time::Duration;
 use storage_server::device::address::DeviceAddress;
 use storage_server::device::control::ControlDevices;
 use storage_server::device::{Devices, Info, Positions, Regions, Seen, WalbDevice};
+use storage_server::serve::Resync;
 use tokio::sync::watch;
 use tonic::service::Routes;
 use wlog_format::superblock::DeviceName;
 use wlog_format::units::{BlockSize, Lb, LogUuid, Lsid};
 
-/// Bytes of the log device.
+/// Bytes of the log device, where it never overflows.
 const LOG_BYTES: usize = 2 << 20;
+/// Bytes of one that does: a few seconds of writes.
+const SMALL_LOG_BYTES: usize = 640 << 10;
 /// Name of the volume.
 pub(crate) const VOLUME: &str = "vol";
 
@@ -51,12 +54,18 @@ pub(crate) struct Machine {
     pub(crate) model: Arc<Mutex<Model>>,
     /// Whether the application writes.
     pub(crate) writing: Arc<AtomicBool>,
+    policy: OverflowPolicy,
 }
 
 impl Machine {
-    pub(crate) fn new(defects: &Defects) -> Self {
+    pub(crate) fn new(defects: &Defects, overflows: bool) -> Self {
+        let (bytes, policy) = match overflows {
+            true => (SMALL_LOG_BYTES, OverflowPolicy::Overwrite),
+            false => (LOG_BYTES, OverflowPolicy::Stall),
+        };
         Self {
-            log: Disk::new("log", LOG_BYTES, defects.clone()),
+            policy,
+            log: Disk::new("log", bytes, defects.clone()),
             data: Disk::new("data", SIZE, defects.clone()),
             model: Arc::default(),
             writing: Arc::default(),
@@ -84,6 +93,8 @@ pub(crate) struct Process {
     pub(crate) seed: u64,
     pub(crate) archives: &'static [&'static str],
     pub(crate) proxies: &'static [&'static str],
+    /// Whether the storage role heals gaps by itself.
+    pub(crate) heals: bool,
 }
 
 impl Process {
@@ -100,10 +111,10 @@ impl Process {
     async fn device(self) -> Result<(), String> {
         let options = VolumeOptions {
             checkpoint_interval: Duration::from_millis(700),
-            policy: OverflowPolicy::Stall,
+            policy: self.machine.policy,
             ..VolumeOptions::default()
         };
-        let Machine { log, data, model, writing } = self.machine.clone();
+        let Machine { log, data, model, writing, .. } = self.machine.clone();
         let opened = Volume::open(VOLUME, Arc::new(log), Arc::new(data), options).await;
         let volume = Arc::new(opened.map_err(|e| format!("the device does not open: {e}"))?.0);
         let image = values(&read_all(&volume).await?)?;
@@ -129,6 +140,7 @@ impl Process {
             max_wlog_send: Some("1M".parse().unwrap()),
             retry_min: Some("100ms".parse().unwrap()),
             retry_max: Some("2s".parse().unwrap()),
+            resync: Some(if self.heals { Resync::Auto } else { Resync::Manual }),
             ..Default::default()
         };
         let connector = self.net.connector(self.host, &self.life);
@@ -250,10 +262,7 @@ struct SimImages {
 
 impl Images for SimImages {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn BlockDevice>> {
-        let image = self.fs.open_image(path, &self.life)?;
-        if self.defects.has(Defect::LostImageWrite) {
-            return Ok(Arc::new(image.forgetful()));
-        }
+        let image = self.fs.open_image(path, &self.life, &self.defects)?;
         Ok(Arc::new(image))
     }
 }

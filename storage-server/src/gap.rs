@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use server_kit::error::RoleError;
+use server_kit::retry::Backoff;
 use wlog_format::units::LogUuid;
 
 use crate::book::{Gap, Record};
@@ -40,9 +41,8 @@ impl Volume {
         tracing::error!(volume = %self.name, error = error.full_message(), "logs were lost");
         self.progress.failed(&error, None);
         let saved = if transition.is_ok() { Saved::Stopped } else { self.book.read(|r| r.state) };
-        if let Err(error) = self.remember_gap(loss, saved).await {
-            // The next start finds the loss again.
-            tracing::error!(volume = %self.name, error = error.full_message(), "cannot save that");
+        if !self.surely_remember(loss, saved).await {
+            return;
         }
         if let Ok(transition) = transition {
             transition.commit(State::Stopped);
@@ -74,6 +74,23 @@ impl Volume {
             }
         }
         resync::wake(self);
+    }
+
+    /// Tries until the gap is durable, for a full disk has room again one day; `false` when the
+    /// process ends before that: the next one finds the loss again.
+    async fn surely_remember(&self, loss: &Loss, saved: Saved) -> bool {
+        let config = &self.shared.config;
+        let mut backoff = Backoff::new(config.retry_min, config.retry_max);
+        let shutdown = self.shared.shutdown.requested();
+        while let Err(error) = self.remember_gap(loss, saved).await {
+            let (error, delay) = (error.full_message(), backoff.next_delay());
+            tracing::error!(volume = %self.name, error, ?delay, "cannot save that");
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = shutdown.cancelled() => return false,
+            }
+        }
+        true
     }
 
     pub(crate) async fn remember_gap(&self, loss: &Loss, state: Saved) -> Result<(), RoleError> {

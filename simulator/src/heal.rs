@@ -1,0 +1,125 @@
+//! The end of a seed: faults stop, everything gets well by itself after the documented steps, and
+//! whatever can be restored is what it was.
+//!
+//! Lost logs may make snapshots disappear; they never make one differ.
+
+use crate::cluster::Cluster;
+use crate::model::values;
+use crate::roles::VOLUME;
+use crate::scenario::failed;
+use controller::client::Controller;
+use controller::ops::archive::RestorePoint;
+use controller::ops::{archive, backup, recover, sync};
+use std::path::PathBuf;
+
+/// How long the documented steps and healing may take in all, in simulated time.
+pub(crate) const HEAL_MS: u64 = 600_000;
+/// How long a snapshot may take to the archives when a gap may be in its way.
+const ARRIVE_MS: u64 = 60_000;
+/// Restores of one archive that are checked.
+const CHECKED_MAX: usize = 12;
+
+/// Faults stop; everything must be well again by itself, after the documented steps.
+pub(crate) fn heal(c: &mut Cluster) -> Result<(), String> {
+    c.note("faults stop");
+    c.net.heal();
+    for index in 0..c.hosts.len() {
+        c.hosts[index].fs.set_full(false);
+        c.hosts[index].fs.die_in(None);
+        c.start(index);
+    }
+    c.pause_writes()?;
+    let end = c.now_ms + HEAL_MS;
+    loop {
+        c.run_for(500)?;
+        match attempt(c)? {
+            Ok(()) => return Ok(()),
+            Err(why) if c.now_ms >= end => return Err(format!("stuck: {why}")),
+            Err(why) => c.note(&format!("not yet: {why}")),
+        }
+        c.run_for(1500)?;
+    }
+}
+
+/// What the person at the controller does; the inner error may pass.
+fn attempt(c: &mut Cluster) -> Result<Result<(), String>, String> {
+    let kick = async |ctl: Controller| recover::kick_all(&ctl, &[]).await;
+    let _ = c.control(30_000, kick)?;
+    let Some(volume) = c.storage_volume()? else { return Ok(Err("no storage server".into())) };
+    if volume.gap_since_s > 0 && !c.plan.has_gaps() {
+        return Err(format!("a gap, though nothing was overwritten: {}", volume.error));
+    }
+    if volume.gap_since_s > 0 || volume.state != "Target" {
+        return Ok(Err(format!("the volume is {}: {}", volume.state, volume.error)));
+    }
+    let take = async |ctl: Controller| backup::snapshot(&ctl, "s0", VOLUME).await;
+    let gid = match c.control(30_000, take)? {
+        Some(Ok(taken)) => taken.gid,
+        Some(Err(e)) => return Ok(Err(failed("no last snapshot", &e))),
+        None => return Ok(Err("no last snapshot".into())),
+    };
+    c.note(&format!("last snapshot {gid}"));
+    c.machine.model.lock().note_snapshot(gid)?;
+    let limit = if c.plan.has_gaps() { ARRIVE_MS } else { HEAL_MS };
+    for name in listed(c)? {
+        let wait = async |ctl: Controller| backup::wait_restorable(&ctl, name, VOLUME, gid).await;
+        match c.control(limit, wait)? {
+            Some(Ok(())) => {}
+            Some(Err(e)) => return Ok(Err(failed("the last snapshot does not arrive", &e))),
+            None => return Ok(Err(format!("the last snapshot does not arrive at {name}"))),
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// The archives that the proxies feed.
+fn listed(c: &mut Cluster) -> Result<Vec<&'static str>, String> {
+    let proxy = c.proxies[0];
+    let ask = async |ctl: Controller| sync::archive_infos(&ctl, proxy, VOLUME).await;
+    let infos = match c.control(30_000, ask)? {
+        Some(Ok(infos)) => infos,
+        _ => return Err("a healthy proxy does not answer".into()),
+    };
+    let known = |name: &&&str| infos.iter().any(|info| info.name == **name);
+    Ok(c.archives.iter().filter(known).copied().collect())
+}
+
+/// Every snapshot that an archive says it can restore is what it was.
+pub(crate) fn check(c: &mut Cluster) -> Result<(), String> {
+    for name in listed(c)? {
+        let list = async |ctl: Controller| archive::restorable(&ctl, name, VOLUME, true).await;
+        let points = match c.control(60_000, list)? {
+            Some(Ok(points)) => points,
+            _ => return Err(format!("{name} does not list its snapshots")),
+        };
+        let gids: Vec<u64> = points.iter().map(|p| p.gid).collect();
+        c.note(&format!("{name} has {gids:?}"));
+        let mut chosen: Vec<u64> = Vec::new();
+        let known = c.machine.model.lock().snapshots();
+        for (index, gid) in gids.iter().enumerate() {
+            let every = gids.len().div_ceil(CHECKED_MAX);
+            if known.contains(gid) || index % every == 0 || index + 1 == gids.len() {
+                chosen.push(*gid);
+            }
+        }
+        let mut from = 0;
+        for gid in chosen {
+            let restore = async |ctl: Controller| {
+                let point = RestorePoint::Gid(gid);
+                archive::restore(&ctl, name, VOLUME, point, None, &mut |_| {}).await
+            };
+            let plan = match c.control(HEAL_MS, restore)? {
+                Some(Ok(plan)) => plan,
+                Some(Err(e)) => return Err(failed(&format!("{name} cannot restore {gid}"), &e)),
+                None => return Err(format!("stuck: {name} restores {gid}")),
+            };
+            let index = c.index(name);
+            let bytes = c.hosts[index].fs.read(&PathBuf::from(&plan.path));
+            let bytes = bytes.map_err(|e| format!("{}: {e}", plan.path))?;
+            let image = values(&bytes).map_err(|e| format!("{name}, snapshot {gid}: {e}"))?;
+            let model = c.machine.model.lock();
+            from = model.check(gid, &image, from).map_err(|e| format!("{name}: {e}"))?;
+        }
+    }
+    Ok(())
+}
