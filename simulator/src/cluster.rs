@@ -104,7 +104,7 @@ impl Cluster {
             if rng.random_ratio(1, 3) { &["a0", "a1"] } else { &["a0"] };
         let proxies: &'static [&'static str] =
             if rng.random_ratio(1, 3) { &["p0", "p1"] } else { &["p0"] };
-        let overflows = rng.random_ratio(1, 5);
+        let overflows = rng.random_ratio(1, 4);
         let plan = Plan { overflows, loses_proxies: false };
         let armed = Arc::new(AtomicBool::new(false));
         let net = Net::new(rng.random());

@@ -20,6 +20,10 @@ pub enum Defect {
     EarlyRelease,
     /// An image loses a write now and then.
     LostImageWrite,
+    /// The device does not say that logs were overwritten.
+    HiddenOverflow,
+    /// A file that is read is gone after that.
+    GoneAfterReading,
 }
 
 /// Which lie is told, and to whom: the first letter of a host (`d`, `s`, `p`, `a`).
@@ -51,13 +55,15 @@ impl FromStr for Canary {
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::NoDirectorySync,
         Self::NoFileSync,
         Self::NoLogFlush,
         Self::NoDataFlush,
         Self::EarlyRelease,
         Self::LostImageWrite,
+        Self::HiddenOverflow,
+        Self::GoneAfterReading,
     ];
 }
 

@@ -315,6 +315,9 @@ impl DurableDir for SimDir {
         let mut tree = self.fs.0.lock();
         let node = tree.find(self.node, name)?;
         tree.file(node)?;
+        if self.defects.has(Defect::GoneAfterReading) {
+            tree.change(self.node, vec![(name.to_owned(), None)]);
+        }
         Ok(Arc::new(SimReader { fs: self.fs.clone(), node }))
     }
     fn info(&self, name: &str) -> io::Result<FileInfo> {

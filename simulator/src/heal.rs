@@ -87,6 +87,7 @@ fn listed(c: &mut Cluster) -> Result<Vec<&'static str>, String> {
 /// Every snapshot that an archive says it can restore is what it was.
 pub(crate) fn check(c: &mut Cluster) -> Result<(), String> {
     for name in listed(c)? {
+        check_restored(c, name)?;
         let list = async |ctl: Controller| archive::restorable(&ctl, name, VOLUME, true).await;
         let points = match c.control(60_000, list)? {
             Some(Ok(points)) => points,
@@ -113,13 +114,42 @@ pub(crate) fn check(c: &mut Cluster) -> Result<(), String> {
                 Some(Err(e)) => return Err(failed(&format!("{name} cannot restore {gid}"), &e)),
                 None => return Err(format!("stuck: {name} restores {gid}")),
             };
-            let index = c.index(name);
-            let bytes = c.hosts[index].fs.read(&PathBuf::from(&plan.path));
-            let bytes = bytes.map_err(|e| format!("{}: {e}", plan.path))?;
-            let image = values(&bytes).map_err(|e| format!("{name}, snapshot {gid}: {e}"))?;
-            let model = c.machine.model.lock();
-            from = model.check(gid, &image, from).map_err(|e| format!("{name}: {e}"))?;
+            from = compare(c, name, gid, &plan.path, from)?;
         }
     }
     Ok(())
+}
+
+/// What was restored while things broke; it is deleted after that.
+fn check_restored(c: &mut Cluster, name: &'static str) -> Result<(), String> {
+    let list = async |ctl: Controller| archive::restored(&ctl, name, VOLUME).await;
+    let Some(Ok(all)) = c.control(60_000, list)? else {
+        return Err(format!("{name} does not list what it has restored"));
+    };
+    for one in all {
+        compare(c, name, one.gid, &one.path, 0)?;
+        let delete =
+            async |ctl: Controller| archive::delete_restored(&ctl, name, VOLUME, one.gid).await;
+        match c.control(60_000, delete)? {
+            Some(Ok(())) => {}
+            other => return Err(format!("{name} does not delete {}: {other:?}", one.path)),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a restored image is what the snapshot was.
+fn compare(
+    c: &mut Cluster,
+    name: &str,
+    gid: u64,
+    path: &str,
+    from: usize,
+) -> Result<usize, String> {
+    let index = c.index(name);
+    let bytes = c.hosts[index].fs.read(&PathBuf::from(path));
+    let bytes = bytes.map_err(|e| format!("{path}: {e}"))?;
+    let image = values(&bytes).map_err(|e| format!("{name}, snapshot {gid}: {e}"))?;
+    let model = c.machine.model.lock();
+    model.check(gid, &image, from).map_err(|e| format!("{name}: {e}"))
 }

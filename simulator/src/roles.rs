@@ -292,7 +292,14 @@ impl WalbDevice for SimDevice {
         self.control.address()
     }
     fn info(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
-        self.control.info()
+        Box::pin(async move {
+            let mut info = self.control.info().await?;
+            if self.defects.has(Defect::HiddenOverflow) {
+                info.status.overflow = false;
+                info.status.positions.oldest = Lsid(0);
+            }
+            Ok(info)
+        })
     }
     fn set_oldest(&self, oldest: Lsid) -> BoxFuture<'_, Result<Positions, RoleError>> {
         if !self.defects.has(Defect::EarlyRelease) {

@@ -61,9 +61,10 @@ fn act(c: &mut Cluster) -> Result<(), String> {
     let index = c.rng.random_range(0..c.hosts.len());
     let other = c.rng.random_range(0..c.hosts.len());
     let (a, b) = (c.hosts[index].name, c.hosts[other].name);
-    match c.rng.random_range(0..13) {
+    match c.rng.random_range(0..16) {
         0..=2 => return commands::snapshot(c),
-        12 if c.plan.overflows => return outage(c),
+        12 | 13 if c.plan.overflows => return outage(c),
+        12..=14 => return commands::at_archive(c),
         3 | 4 => {
             let power_cut = c.rng.random();
             c.kill(index, power_cut);

@@ -52,7 +52,24 @@ fn names_at_the_storage_server_that_are_not_synced() {
     is_found(Defect::NoDirectorySync, 's');
 }
 
-/// I8: an image that is not what was written to it.
+#[test]
+fn records_of_the_storage_server_that_are_not_synced() {
+    is_found(Defect::NoFileSync, 's');
+}
+
+/// I11: lost logs that nobody tells of.
+#[test]
+fn an_overflow_that_the_device_hides() {
+    is_found(Defect::HiddenOverflow, 's');
+}
+
+/// I12: a wdiff that somebody deletes though it is needed.
+#[test]
+fn wdiffs_that_are_deleted_when_they_are_read() {
+    is_found(Defect::GoneAfterReading, 'a');
+}
+
+/// I7, I8: an image that is not what was written to it.
 #[test]
 fn an_image_that_loses_writes() {
     is_found(Defect::LostImageWrite, 'a');
