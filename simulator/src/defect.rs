@@ -20,6 +20,8 @@ pub enum Defect {
     EarlyRelease,
     /// An image loses a write now and then.
     LostImageWrite,
+    /// A flush of an image does nothing.
+    NoImageFlush,
     /// The device does not say that logs were overwritten.
     HiddenOverflow,
     /// A file that is read is gone after that.
@@ -55,13 +57,14 @@ impl FromStr for Canary {
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoDirectorySync,
         Self::NoFileSync,
         Self::NoLogFlush,
         Self::NoDataFlush,
         Self::EarlyRelease,
         Self::LostImageWrite,
+        Self::NoImageFlush,
         Self::HiddenOverflow,
         Self::GoneAfterReading,
     ];

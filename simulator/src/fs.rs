@@ -493,6 +493,9 @@ impl block_io::device::BlockDevice for SimImage {
     fn flush(&self) -> BoxFuture<'_, io::Result<()>> {
         Box::pin(async move {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            if self.defects.has(Defect::NoImageFlush) {
+                return Ok(());
+            }
             sync_file(&self.fs, &self.life, self.node, &Defects::default())
         })
     }

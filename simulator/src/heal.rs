@@ -10,6 +10,7 @@ use crate::scenario::failed;
 use controller::client::Controller;
 use controller::ops::archive::RestorePoint;
 use controller::ops::{archive, backup, recover, sync};
+use rand::RngExt;
 use std::path::PathBuf;
 
 /// How long the documented steps and healing may take in all, in simulated time.
@@ -21,8 +22,15 @@ const CHECKED_MAX: usize = 12;
 
 /// Faults stop; everything must be well again by itself, after the documented steps.
 pub(crate) fn heal(c: &mut Cluster) -> Result<(), String> {
+    // The last of them, now and then: the power of the whole house.
+    let dark = c.rng.random_ratio(1, 3);
     c.note("faults stop");
     c.net.heal();
+    for index in 0..c.hosts.len() {
+        if dark {
+            c.kill(index, true);
+        }
+    }
     for index in 0..c.hosts.len() {
         c.hosts[index].fs.set_full(false);
         c.hosts[index].fs.die_in(None);

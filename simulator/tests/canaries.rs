@@ -42,6 +42,11 @@ fn wdiffs_of_an_archive_that_are_not_synced() {
 }
 
 #[test]
+fn names_at_a_proxy_that_are_not_synced() {
+    is_found(Defect::NoDirectorySync, 'p');
+}
+
+#[test]
 fn names_at_an_archive_that_are_not_synced() {
     is_found(Defect::NoDirectorySync, 'a');
 }
@@ -55,6 +60,12 @@ fn names_at_the_storage_server_that_are_not_synced() {
 #[test]
 fn records_of_the_storage_server_that_are_not_synced() {
     is_found(Defect::NoFileSync, 's');
+}
+
+/// I7: an apply that says that it has ended before the image is durable.
+#[test]
+fn an_image_that_ignores_flushes() {
+    is_found(Defect::NoImageFlush, 'a');
 }
 
 /// I11: lost logs that nobody tells of.
