@@ -26,6 +26,7 @@ fn seeds_to_1000() {
 
 /// Seeds that have found something once: 20009 a hash backup that waited where nothing may wait,
 /// 20074 a gap that was found while the disk was full and was not healed after that.
+/// The scenario has grown since then, and what these seeds do has changed with it.
 #[test]
 fn seeds_that_found_something() {
     seeds().run_all([20_009, 20_074].into_iter());
