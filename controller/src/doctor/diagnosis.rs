@@ -69,6 +69,8 @@ pub enum Row {
     N5,
     /// An archive is full.
     N6,
+    /// Every leg is a standby.
+    N7,
 }
 
 /// The titles, in the words of the manual.
@@ -105,6 +107,7 @@ const TITLES: &[(Row, &str, &str)] = &[
     (Row::N4, "N4", "proxies differ in where they send the volume"),
     (Row::N5, "N5", "another server answers at this address"),
     (Row::N6, "N6", "archive disk full"),
+    (Row::N7, "N7", "no leg of the volume is a target"),
 ];
 
 impl Row {

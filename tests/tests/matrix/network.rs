@@ -1,4 +1,4 @@
-//! The network, and commands between servers that all run: G1, G2, G11, N3, N4.
+//! The network, and commands between servers that all run: G1, G2, G11, N3, N4, N7.
 
 use anyhow::{Result, ensure};
 use tests::cluster::{Cluster, Layout};
@@ -70,6 +70,12 @@ const N3_ARCHIVE: Row = Row::new("N3", || {
     Ok(cluster)
 });
 
+const N7: Row = Row::new("N7", || {
+    let cluster = group()?;
+    cluster.vol().walbc("go-standby s0 VOL")?;
+    Ok(cluster)
+});
+
 const N4: Row = Row::new("N4", || {
     let cluster = synchronizing_group()?;
     cluster.vol().walbc("archive-info p1 VOL delete a1")?;
@@ -99,4 +105,6 @@ matrix! {
     matrix_page_g2: G2.by_page;
     matrix_page_n3: N3.by_page;
     matrix_page_n4: N4.by_page;
+    matrix_n7_a_group_without_a_target_gets_one: N7.by_fix;
+    matrix_page_n7: N7.by_page;
 }

@@ -1,5 +1,5 @@
 //! The storage server and its device: F2, F7, F8, the broken-off backups G3, G4, G12, and the
-//! device role that does not answer (N1).
+//! device role that does not answer (N1), legs of which none is a target (N7).
 
 use proto::v1;
 use proto::v1::{GapCause, Reason};
@@ -16,6 +16,7 @@ pub(super) fn diagnose(case: &Case<'_>) -> Vec<Diagnosis> {
         .collect();
     found.extend(broken_backup(case));
     found.extend(lost_state(case));
+    found.extend(all_standby(case));
     found
 }
 
@@ -136,7 +137,9 @@ fn broken_backup(case: &Case<'_>) -> Option<Diagnosis> {
         evidence.push(format!("{storage}: {}", lost_text(v)));
     }
     let cut = last.and_then(|(_, op)| op.detail.as_ref()).map(v1::ErrorDetail::reason);
-    let cut = matches!(cut, Some(Reason::Unreachable | Reason::Cancelled));
+    // A connection that breaks in the middle of a message is a bad request to who reads it.
+    let cuts = [Reason::Unreachable, Reason::Cancelled, Reason::BadRequest, Reason::WrongPeer];
+    let cut = cut.is_some_and(|reason| cuts.contains(&reason));
     let row = if cut { Row::G4 } else { Row::G12 };
     let way = match v.gap_since_s > 0 {
         true => heal(case, storage, v),
@@ -171,6 +174,22 @@ fn lost_state(case: &Case<'_>) -> Vec<Diagnosis> {
         }
     }
     found
+}
+
+/// A volume that has a backup, and whose legs are all standbys: nothing is shipped.
+fn all_standby(case: &Case<'_>) -> Option<Diagnosis> {
+    let known = case.storages.iter().filter_map(|(name, sight)| Some((*name, sight.known()?)));
+    let (storage, leg) = known.into_iter().find(|(_, v)| v.state == "Standby")?;
+    let in_archive = case.archives.iter().filter_map(|(_, s)| s.known()).any(has_image);
+    if case.leg().is_some() || !in_archive || !no_leg_may_be_hidden(case) {
+        return None;
+    }
+    let evidence = vec![
+        format!("{storage}: Standby, and no other leg is a target: nothing is shipped"),
+        "an archive has its backup: one leg was a target".to_owned(),
+    ];
+    let steps = hash_backup(case, storage, leg);
+    Some(Diagnosis::of(case.volume, Row::N7, evidence, Way::Steps(steps)))
 }
 
 /// No server that is silent now could be the one that holds the target.

@@ -19,8 +19,9 @@ use proto::v1;
 const SUPERSEDES: &[(Row, &[Row])] = &[
     (Row::F10x2, &[Row::F2, Row::G3, Row::G4, Row::G12, Row::F9a, Row::F9b]),
     (Row::F10x3, &[Row::F2, Row::G3, Row::G4, Row::G12, Row::F9a, Row::F9b]),
-    (Row::F7, &[Row::F2, Row::G12, Row::N3]),
-    (Row::N1, &[Row::F2, Row::G12, Row::N3, Row::F9a]),
+    (Row::F7, &[Row::F2, Row::G12, Row::N3, Row::N7]),
+    (Row::F8a, &[Row::N7]),
+    (Row::N1, &[Row::F2, Row::G12, Row::N3, Row::N7, Row::F9a]),
     (Row::F9a, &[Row::F9b, Row::G12]),
     (Row::F2, &[Row::F9a]),
     (Row::N6, &[Row::N2, Row::F5]),

@@ -481,6 +481,8 @@ fn neighbours_of_the_manual() {
     assert_eq!(only(&stopped, Row::N3).1, ["walbc start s0 vol0"]);
     let stopped = well().proxy("p1", |v| v.state = "Stopped".to_owned());
     assert_eq!(only(&stopped, Row::N3).1, ["walbc start p1 vol0"]);
+    let standby = |v: &mut v1::StorageVolume| v.state = "Standby".to_owned();
+    assert!(only(&well().storage("s0", standby), Row::N7).1[0].starts_with("walbc hash-backup s0"));
     let differs = well().proxy("p1", |v| v.queues.truncate(1));
     assert_eq!(only(&differs, Row::N4).1, ["walbc start-synchronizing a1 vol0"]);
     let mut other = well();
