@@ -45,14 +45,12 @@ pub(crate) struct Host {
 pub(crate) struct Plan {
     /// The ring is small, and is written over.
     pub(crate) overflows: bool,
-    /// A proxy's disk may be lost.
-    pub(crate) loses_proxies: bool,
 }
 
 impl Plan {
-    /// Whether logs or wdiffs can be lost; then the storage role heals that by itself.
+    /// Whether logs can be lost; then the storage role heals that by itself.
     pub(crate) fn has_gaps(self) -> bool {
-        self.overflows || self.loses_proxies
+        self.overflows
     }
 }
 
@@ -105,7 +103,7 @@ impl Cluster {
         let proxies: &'static [&'static str] =
             if rng.random_ratio(1, 3) { &["p0", "p1"] } else { &["p0"] };
         let overflows = rng.random_ratio(1, 4);
-        let plan = Plan { overflows, loses_proxies: false };
+        let plan = Plan { overflows };
         let armed = Arc::new(AtomicBool::new(false));
         let net = Net::new(rng.random());
         let names = ["d0", "s0"].into_iter().chain(proxies.iter().copied());

@@ -451,7 +451,7 @@ impl SimImage {
         if self.defects.has(Defect::LostImageWrite) {
             let mut count = self.writes.lock();
             *count += 1;
-            if *count % 5 == 0 {
+            if (*count).is_multiple_of(5) {
                 return Ok(());
             }
         }

@@ -47,6 +47,11 @@ impl Fuse {
         self.left.load(Ordering::SeqCst) < 0
     }
 
+    /// From now on no step reaches the disk.
+    pub fn blow(&self) {
+        self.left.store(0, Ordering::SeqCst);
+    }
+
     /// The disk works again.
     pub fn mend(&self) {
         self.left.store(i64::MAX / 2, Ordering::SeqCst);
