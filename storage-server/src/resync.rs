@@ -85,6 +85,10 @@ async fn attempt(volume: &Arc<Volume>, draining: &mut Draining) -> Result<(), Ro
             .with_next_step("look at the archive: walbc status"));
     }
     draining.check(volume, &archive)?;
+    // A person may have stopped it meanwhile.
+    if !is_wanted(volume) {
+        return Ok(());
+    }
     let started = hash::start(volume, hash::Options::default())?;
     let operations = volume.shared.operations.clone();
     let mut changes = Box::pin(operations.watch(&started.id)?);

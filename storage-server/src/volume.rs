@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use server_kit::error::{Reason, RoleError};
@@ -25,6 +26,9 @@ use crate::progress::Progress;
 use crate::resync;
 use crate::shared::Shared;
 use crate::state::{Saved, State};
+
+/// How long a stop waits for an attempt to heal that may be on its way to be refused.
+const ATTEMPT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// One volume.
 pub struct Volume {
@@ -195,6 +199,9 @@ impl Volume {
             RoleError::busy(&self.name, format!("volume {} is being stopped", self.name))
         })?;
         let heals = self.heals_itself() && self.book.read(|r| r.gap.is_some());
+        if heals {
+            self.hold_healing(force).await?;
+        }
         if self.end_backup(force).await? || heals {
             // What is stopped is the healing.
             self.hold(true).await?;
@@ -230,6 +237,18 @@ impl Volume {
                 self.cell.wait_until(|v| !v.changing).await;
             }
             Err(wrong) => return Err(wrong.into_error(&self.name, "stop")),
+        }
+        Ok(())
+    }
+
+    /// No new attempt to heal begins. One that has begun is given a moment: most are refused at
+    /// once, and somebody who stops the volume in between cannot know of them.
+    async fn hold_healing(&self, force: bool) -> Result<(), RoleError> {
+        self.hold(true).await?;
+        let attempt = self.cell.wait_until(|v| !v.changing);
+        if !force && tokio::time::timeout(ATTEMPT_PATIENCE, attempt).await.is_err() {
+            self.hold(false).await?;
+            return Err(self.backup_runs());
         }
         Ok(())
     }

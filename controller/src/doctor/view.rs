@@ -274,11 +274,12 @@ impl<'a> Case<'a> {
             })
     }
 
-    /// The last job of that kind, with its server.
+    /// The job of these kinds that began last, with its server. A server lists its jobs in the order
+    /// in which they began: of several in one second the last one counts.
     #[must_use]
-    pub fn last_operation(&self, kind: &str) -> Option<(&'a str, &'a v1::Operation)> {
-        let of_kind = self.operations.iter().filter(|(_, op)| op.kind == kind);
-        of_kind.max_by_key(|(_, op)| op.started_s).copied()
+    pub fn last_operation(&self, kinds: &[&str]) -> Option<(&'a str, &'a v1::Operation)> {
+        let of_kinds = self.operations.iter().filter(|(_, op)| kinds.contains(&op.kind.as_str()));
+        of_kinds.max_by_key(|(_, op)| op.started_s).copied()
     }
 
     /// Whether a job of that kind runs.

@@ -126,6 +126,7 @@ impl Job {
                 self.hold().await;
             }
         }
+        self.volume.backup.lock().take_if(|running| running.id() == self.handle.id());
         match &ended {
             Ok(_) => {
                 self.volume.commit_target(transition).await;
@@ -134,7 +135,6 @@ impl Job {
             // The log may have been reset, or not yet.
             Err(_) => transition.commit(self.volume.book.read(|r| r.state).into()),
         }
-        self.volume.backup.lock().take_if(|running| running.id() == self.handle.id());
         if ended.is_err() {
             resync::wake(&self.volume);
         }

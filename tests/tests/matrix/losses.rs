@@ -144,7 +144,6 @@ matrix! {
     matrix_f9a_a_proxy_that_lost_undelivered_wdiffs: F9A.by_fix;
     matrix_f9b_a_proxy_that_lost_nothing_but_its_state: F9B.by_steps;
     matrix_g3_a_full_backup_that_was_cut: G3.by_steps;
-    #[ignore = "in a whole run doctor says G12, with the same step; not settled"]
     matrix_g4_a_hash_backup_that_was_cut: G4.by_fix;
     matrix_g12_a_hash_backup_that_died_half_way: G12.by_fix;
     matrix_page_f2: F2.by_page;
@@ -154,7 +153,6 @@ matrix! {
     matrix_page_f9a: F9A.by_page;
     matrix_page_f9b: F9B.by_page;
     matrix_page_g3: G3.by_page;
-    #[ignore = "in a whole run doctor says G12, with the same step; not settled"]
     matrix_page_g4: G4.by_page;
     matrix_page_g12: G12.by_page;
 }

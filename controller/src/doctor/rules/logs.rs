@@ -137,10 +137,10 @@ fn broken_backup(case: &Case<'_>) -> Option<Diagnosis> {
         evidence.push(format!("{storage}: {}", lost_text(v)));
     }
     let cut = last.and_then(|(_, op)| op.detail.as_ref()).map(v1::ErrorDetail::reason);
-    // A connection that breaks in the middle of a message is a bad request to who reads it.
-    let cuts = [Reason::Unreachable, Reason::Cancelled, Reason::BadRequest, Reason::WrongPeer];
-    let cut = cut.is_some_and(|reason| cuts.contains(&reason));
-    let row = if cut { Row::G4 } else { Row::G12 };
+    let row = match cut {
+        Some(Reason::Unreachable | Reason::Cancelled) => Row::G4,
+        _ => Row::G12,
+    };
     let way = match v.gap_since_s > 0 {
         true => heal(case, storage, v),
         false => Way::Steps(hash_backup(case, storage, v)),
@@ -150,9 +150,7 @@ fn broken_backup(case: &Case<'_>) -> Option<Diagnosis> {
 
 /// The last backup, if it ended otherwise than done.
 fn last_backup<'a>(case: &Case<'a>) -> Option<(&'a str, &'a v1::Operation)> {
-    let kinds = ["hash-backup", "full-backup"];
-    let of_kinds = kinds.iter().filter_map(|kind| case.last_operation(kind));
-    let last = of_kinds.max_by_key(|(_, op)| op.started_s)?;
+    let last = case.last_operation(&["hash-backup", "full-backup"])?;
     let ended = [v1::OperationStatus::Failed, v1::OperationStatus::Cancelled];
     Some(last).filter(|(_, op)| ended.contains(&op.status()))
 }
