@@ -74,6 +74,7 @@ fn describe(volume: &Volume) -> ArchiveVolume {
         // Its image was an archive once, and is a mixture now.
         needs_resync: !has_image && c.record.archive_uuid != LogUuid::ZERO,
         mended: c.mended.clone(),
+        ..ArchiveVolume::default()
     })
 }
 
@@ -84,6 +85,7 @@ fn restorable(volume: &Volume, all: bool) -> RestorableList {
         timestamp_s: p.timestamp,
         explicit_snapshot: p.explicit,
         change_bytes: p.change_bytes,
+        ..Restorable::default()
     };
     RestorableList { snapshots: points.into_iter().map(entry).collect() }
 }
