@@ -1,7 +1,7 @@
 //! Compiles the protos with `protox`, so that no system `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let names = ["common", "device", "storage", "proxy", "archive"];
+    let names = ["common", "device", "storage", "proxy", "upkeep", "archive"];
     let files: Vec<String> = names.iter().map(|n| format!("walb/v1/{n}.proto")).collect();
     for file in &files {
         println!("cargo:rerun-if-changed=proto/{file}");

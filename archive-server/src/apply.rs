@@ -9,10 +9,13 @@ use crate::archive::{Archive, turn};
 use crate::faults;
 use crate::image;
 use crate::jobs::{APPLY, HASH_SYNC, Job, KEEP, MERGE, READ, REPLICATE, RESIZE, RESYNC};
+use crate::restore::restorable_at;
 use crate::volume::Volume;
+use proto::v1::{ApplyRequest, apply_request::Point};
 use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
 use server_kit::operations::{OperationHandle, Outcome};
+use server_kit::pace::Pace;
 use server_kit::retry::Backoff;
 use server_kit::state_machine::StopFlag;
 use std::sync::Arc;
@@ -25,28 +28,63 @@ const EXCLUDED: [&str; 8] = [APPLY, MERGE, KEEP, HASH_SYNC, REPLICATE, READ, RES
 const MEND_MIN: Duration = Duration::from_secs(1);
 const MEND_MAX: Duration = Duration::from_secs(300);
 
-/// Starts to apply everything up to `gid`.
+/// How far to apply, and how fast.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target {
+    pub(crate) gid: Gid,
+    /// 0: as fast as it goes.
+    pub(crate) bytes_per_s: u64,
+}
+
+/// Starts to apply everything up to the snapshot that the request names.
 pub(crate) fn start(
     archive: &Arc<Archive>,
-    volume: &Arc<Volume>,
-    gid: Gid,
+    request: &ApplyRequest,
 ) -> Result<proto::v1::Operation, RoleError> {
-    volume.require_active("apply")?;
-    let job = volume.jobs.begin(volume.name.as_str(), APPLY, &EXCLUDED)?;
-    check_target(volume, gid)?;
-    let (archive, volume) = (archive.clone(), volume.clone());
+    let volume = archive.volume(&request.volume)?;
+    volume.require_active(APPLY)?;
+    let gid = match request.point {
+        Some(Point::Gid(gid)) => Gid(gid),
+        Some(Point::AtS(time)) => restorable_at(&volume, time)?,
+        None => {
+            let why = "apply up to what: a gid or a time is needed";
+            return Err(RoleError::bad_request(why).with_volume(&volume.name));
+        }
+    };
+    let target = Target { gid, bytes_per_s: request.bytes_per_s };
+    let job = begin(&volume, target)?;
+    let archive = archive.clone();
     let name = volume.name.clone();
     Ok(archive.operations.clone().start(APPLY, name, |handle| async move {
-        let done = run(&archive, &volume, &job, &handle, gid).await;
-        if let Err(error) = &done {
-            volume.set_fault(APPLY, error);
-        }
-        drop(job);
-        if done.as_ref().is_err_and(passes_by_itself) {
-            mend(&archive, &volume);
-        }
-        done
+        to_its_end(&archive, &volume, job, &handle, target).await
     }))
+}
+
+/// Takes the right to apply, if the base image can come to there.
+pub(crate) fn begin(volume: &Volume, target: Target) -> Result<Job, RoleError> {
+    volume.require_active(APPLY)?;
+    let job = volume.jobs.begin(volume.name.as_str(), APPLY, &EXCLUDED)?;
+    check_target(volume, target.gid)?;
+    Ok(job)
+}
+
+/// Applies; what is left unfinished goes on in the background.
+pub(crate) async fn to_its_end(
+    archive: &Arc<Archive>,
+    volume: &Arc<Volume>,
+    job: Job,
+    handle: &OperationHandle,
+    target: Target,
+) -> Result<Outcome, RoleError> {
+    let done = run(archive, volume, &job, handle, target).await;
+    if let Err(error) = &done {
+        volume.set_fault(APPLY, error);
+    }
+    drop(job);
+    if done.as_ref().is_err_and(passes_by_itself) {
+        mend(archive, volume);
+    }
+    done
 }
 
 /// The gid must be one that the base image can come to, exactly: what an apply drops does not come
@@ -76,6 +114,7 @@ fn allow(volume: &Volume, list: &[Diff]) -> Result<(), RoleError> {
 pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
     let usable = volume.require_active(APPLY).is_ok();
     let Some(to) = volume.with(|c| c.base.applying_to()) else { return };
+    let target = Target { gid: to.begin(), bytes_per_s: 0 };
     let Ok(job) = volume.jobs.begin(volume.name.as_str(), APPLY, &EXCLUDED) else { return };
     if !usable {
         return;
@@ -85,7 +124,7 @@ pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
     archive.operations.clone().start(APPLY, name, |handle| async move {
         let mut backoff = Backoff::new(MEND_MIN, MEND_MAX);
         loop {
-            let error = match run(&archive, &volume, &job, &handle, to.begin()).await {
+            let error = match run(&archive, &volume, &job, &handle, target).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
             };
@@ -117,9 +156,9 @@ async fn run(
     volume: &Arc<Volume>,
     job: &Job,
     handle: &OperationHandle,
-    gid: Gid,
+    target: Target,
 ) -> Result<Outcome, RoleError> {
-    let rounds = rounds(archive, volume, job, handle, gid);
+    let rounds = rounds(archive, volume, job, handle, target);
     tokio::pin!(rounds);
     tokio::select! {
         done = &mut rounds => return done,
@@ -133,13 +172,14 @@ async fn rounds(
     volume: &Arc<Volume>,
     job: &Job,
     handle: &OperationHandle,
-    gid: Gid,
+    target: Target,
 ) -> Result<Outcome, RoleError> {
+    let mut pace = Pace::new(target.bytes_per_s);
     let mut total = 0;
     loop {
         job.check()?;
         let _turn = turn(&archive.writers, job).await?;
-        let round = next_round(volume, gid, archive.settings.max_open)?;
+        let round = next_round(volume, target.gid, archive.settings.max_open)?;
         if round.is_empty() {
             volume.clear_fault(APPLY);
             let gid = Some(volume.with(|c| c.base.snapshot().begin().0));
@@ -147,7 +187,7 @@ async fn rounds(
         }
         total += volume.size().bytes();
         handle.set_total(total);
-        apply_round(archive, volume, job, handle, round).await?;
+        apply_round(archive, volume, (job, handle, &mut pace), round).await?;
     }
 }
 
@@ -174,8 +214,7 @@ fn next_round(volume: &Volume, gid: Gid, max_open: usize) -> Result<Vec<Diff>, R
 async fn apply_round(
     archive: &Arc<Archive>,
     volume: &Arc<Volume>,
-    job: &Job,
-    handle: &OperationHandle,
+    (job, handle, pace): (&Job, &OperationHandle, &mut Pace),
     round: Vec<Diff>,
 ) -> Result<(), RoleError> {
     let name = volume.name.as_str();
@@ -189,7 +228,8 @@ async fn apply_round(
         allow(volume, &round)?;
         store_base(volume, &round, BaseState::begin_apply).await?;
     }
-    image::write_merged(device, name, wdiffs, &job.token, |bytes| handle.advance(bytes)).await?;
+    let advance = |bytes| handle.advance(bytes);
+    image::write_merged(device, name, wdiffs, &job.token, pace, advance).await?;
     store_base(volume, &round, BaseState::end_apply).await?;
     let dropped = volume.clone();
     blocking::run(move || {

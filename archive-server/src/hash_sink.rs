@@ -18,6 +18,7 @@ use server_kit::blocking;
 use server_kit::chunks::ChunkReceiver;
 use server_kit::durable::TmpFile;
 use server_kit::error::RoleError;
+use server_kit::pace::Pace;
 use server_kit::scan::{self, Bulks};
 use std::io::{self, Read};
 use std::ops::Range;
@@ -89,7 +90,10 @@ impl Sink {
                 .map_err(|e| faults::wdiff(name.as_str(), e))
         };
         let wdiff = blocking::run_waiting(open).await?;
-        image::write_merged(device, volume.name.as_str(), vec![wdiff], &token, |_| ()).await?;
+        // Its source sets the speed.
+        let mut free = Pace::new(0);
+        let name = volume.name.as_str();
+        image::write_merged(device, name, vec![wdiff], &token, &mut free, |_| ()).await?;
         let end = move || match rest.read(&mut [0]) {
             Ok(0) => Ok(()),
             Ok(_) => Err(RoleError::damaged("bytes follow the end pack of a resync's wdiff")),

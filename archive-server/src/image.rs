@@ -15,6 +15,7 @@ use futures::stream::FuturesUnordered;
 use server_kit::blocking;
 use server_kit::durable::DurableDir;
 use server_kit::error::RoleError;
+use server_kit::pace::Pace;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -167,13 +168,14 @@ pub(crate) fn open_wdiffs(
     opened.map_err(|e| faults::wdiff(volume, e))
 }
 
-/// Writes diffs, oldest first, onto an image and flushes it. `advance` hears of the bytes of the
+/// Writes diffs, oldest first, onto an image, no faster than `pace`, and flushes it. `advance` hears of the bytes of the
 /// image that are behind, all of it in the end.
 pub(crate) async fn write_merged(
     device: Arc<dyn BlockDevice>,
     volume: &str,
     wdiffs: Vec<WdiffReader>,
     token: &CancellationToken,
+    pace: &mut Pace,
     advance: impl Fn(u64),
 ) -> Result<(), RoleError> {
     let (sender, mut steps) = mpsc::channel(WAITING);
@@ -190,7 +192,11 @@ pub(crate) async fn write_merged(
         while let Some(DecodedRecord { address, blocks, content }) = steps.recv().await {
             let (offset, len) = (address.bytes(), Lb(blocks.into()).bytes());
             match content {
-                Content::Data(data) => writer.write(offset, data).await?,
+                Content::Data(data) => {
+                    pace.wait_or(data.len() as u64, token.cancelled()).await;
+                    check(token)?;
+                    writer.write(offset, data).await?;
+                }
                 Content::AllZero | Content::Discard => writer.zero(offset, len).await?,
             }
             advance(offset + len - behind);

@@ -18,6 +18,7 @@ use proto::v1::{MergeRequest, Operation, merge_request::Until};
 use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
 use server_kit::operations::{OperationHandle, Outcome};
+use server_kit::pace::Pace;
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use wdiff_format::gid::{Diff, Gid, GidError};
 use wdiff_format::header::FileType;
 use wdiff_format::merge::Merger;
 use wdiff_format::open::Records;
+use wdiff_format::record::DiffRecord;
 use wdiff_format::split::MaxIo;
 use wdiff_format::write::{WriteOptions, write_records};
 use wlog_format::units::LogUuid;
@@ -44,22 +46,46 @@ pub(crate) fn start(
     let volume = archive.volume(&request.volume)?;
     volume.require_active(MERGE)?;
     let name = volume.name.clone();
-    let job = volume.jobs.begin(name.as_str(), MERGE, &[APPLY, MERGE, KEEP, GC])?;
-    let (first, until) = (Gid(request.gid_begin), request.until);
-    let until = until.ok_or_else(|| {
+    let until = request.until.ok_or_else(|| {
         RoleError::bad_request("merge how far: a gid or a size is needed").with_volume(&name)
     })?;
-    let list = plan(&volume, first, until)?;
-    let archive = archive.clone();
-    Ok(archive.operations.clone().start(MERGE, name, |handle| async move {
-        let work = passes(&archive, &volume, &job, &handle, list);
-        tokio::pin!(work);
-        tokio::select! {
-            done = &mut work => return done,
-            () = handle.cancelled() => job.token.cancel(),
-        }
-        work.await
+    let task = begin(&volume, Gid(request.gid_begin), until)?;
+    let (archive, bytes_per_s) = (archive.clone(), request.bytes_per_s);
+    Ok(archive.operations.clone().start(MERGE, name, move |handle| async move {
+        to_its_end(&archive, &volume, task, &handle, bytes_per_s).await
     }))
+}
+
+/// The right to merge, and what.
+pub(crate) struct Task {
+    job: Job,
+    list: Vec<Diff>,
+}
+
+/// Takes the right to merge, if there is something that merges.
+pub(crate) fn begin(volume: &Volume, first: Gid, until: Until) -> Result<Task, RoleError> {
+    volume.require_active(MERGE)?;
+    let job = volume.jobs.begin(volume.name.as_str(), MERGE, &[APPLY, MERGE, KEEP, GC])?;
+    let list = plan(volume, first, until)?;
+    Ok(Task { job, list })
+}
+
+/// Merges, no faster than asked (0: as fast as it goes).
+pub(crate) async fn to_its_end(
+    archive: &Arc<Archive>,
+    volume: &Arc<Volume>,
+    task: Task,
+    handle: &OperationHandle,
+    bytes_per_s: u64,
+) -> Result<Outcome, RoleError> {
+    let Task { job, list } = task;
+    let work = passes(archive, volume, (&job, bytes_per_s), handle, list);
+    tokio::pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        () = handle.cancelled() => job.token.cancel(),
+    }
+    work.await
 }
 
 /// The diffs to merge, two at least.
@@ -136,7 +162,7 @@ fn exact(
 async fn passes(
     archive: &Arc<Archive>,
     volume: &Arc<Volume>,
-    job: &Job,
+    speed: (&Job, u64),
     handle: &OperationHandle,
     mut list: Vec<Diff>,
 ) -> Result<Outcome, RoleError> {
@@ -152,7 +178,7 @@ async fn passes(
                 handle.advance(single.size);
                 list.push(*single);
             } else {
-                list.push(one(archive, volume, job, handle, group).await?);
+                list.push(one(archive, volume, speed, handle, group).await?);
             }
         }
     }
@@ -165,7 +191,7 @@ async fn passes(
 async fn one(
     archive: &Arc<Archive>,
     volume: &Arc<Volume>,
-    job: &Job,
+    (job, bytes_per_s): (&Job, u64),
     handle: &OperationHandle,
     group: Vec<Diff>,
 ) -> Result<Diff, RoleError> {
@@ -176,6 +202,7 @@ async fn one(
         handle: handle.clone(),
         compression: archive.settings.merge_compression,
         reserve_bytes: archive.settings.reserve_bytes,
+        bytes_per_s,
     };
     blocking::run(move || work.merge(&group)).await
 }
@@ -187,6 +214,7 @@ struct Work {
     handle: OperationHandle,
     compression: Compression,
     reserve_bytes: u64,
+    bytes_per_s: u64,
 }
 
 impl Work {
@@ -251,8 +279,12 @@ impl Work {
         let inputs = wdiffs.into_iter().map(|w| Box::new(w) as Records).collect();
         let blocks = self.volume.size().0.max(1);
         let mut told = 0;
+        let mut pace = Pace::new(self.bytes_per_s);
         let records = Merger::new(inputs, options.max_io).map_err(failed)?;
         let records = records.take_while(|_| !self.token.is_cancelled()).inspect(|record| {
+            let stored = record.as_ref().ok().and_then(DiffRecord::stored);
+            let stored = stored.map_or(0, |stored| stored.bytes.len() as u64);
+            blocking::wait(pace.wait_or(stored, self.token.cancelled()));
             // Where it is in the image tells how far it is.
             let end = record.as_ref().map_or(0, |r| r.end().0.min(blocks));
             let done = u128::from(bytes) * u128::from(end) / u128::from(blocks);

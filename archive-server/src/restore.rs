@@ -11,12 +11,13 @@ use crate::image;
 use crate::jobs::{Job, RESTORE, RESYNC};
 use crate::leases::Lease;
 use crate::record::Elsewhere;
-use crate::volume::{IMAGE_FILE, RESTORED_DIR, Volume};
+use crate::volume::{Catalogue, IMAGE_FILE, RESTORED_DIR, Volume};
 use proto::v1::{Operation, RestorePlan, RestoreReply, RestoreRequest, Restored, restore_request};
 use server_kit::blocking;
 use server_kit::durable::{DurableDir, TMP_SUFFIX};
 use server_kit::error::RoleError;
 use server_kit::operations::{OperationHandle, Outcome};
+use server_kit::pace::Pace;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -132,6 +133,19 @@ pub(crate) struct Selected {
     pub(crate) lease: Lease,
 }
 
+/// The last clean snapshot not later than `time`, in Unix seconds.
+pub(crate) fn restorable_at(volume: &Volume, time: u64) -> Result<Gid, RoleError> {
+    volume.with(|c| at(c, volume.name.as_str(), time))
+}
+
+fn at(c: &Catalogue, name: &str, time: u64) -> Result<Gid, RoleError> {
+    let found = c.diffs.restorable_at(&c.base, time).map(|p| p.gid);
+    found.ok_or_else(|| {
+        let message = format!("volume {name}: no clean snapshot is that old");
+        RoleError::unknown_snapshot(name, message)
+    })
+}
+
 /// Picks a snapshot and leases its wdiffs.
 pub(crate) fn select(
     volume: &Volume,
@@ -141,13 +155,7 @@ pub(crate) fn select(
     volume.with(|c| {
         let gid = match point {
             restore_request::Point::Gid(gid) => Gid(gid),
-            restore_request::Point::AtS(time) => {
-                let found = c.diffs.restorable_at(&c.base, time).map(|p| p.gid);
-                found.ok_or_else(|| {
-                    let message = format!("volume {name}: no clean snapshot is that old");
-                    RoleError::unknown_snapshot(name, message)
-                })?
-            }
+            restore_request::Point::AtS(time) => at(c, name, time)?,
         };
         let list = c.diffs.restore_list(&c.base, gid).map_err(|e| faults::snapshot(name, &e))?;
         // Under the lock: no apply can take them out of the catalogue and delete them in between.
@@ -298,7 +306,8 @@ async fn make(
             lease.open(which, open)
         };
         let wdiffs = blocking::run(open).await?;
-        image::write_merged(device.clone(), name, wdiffs, &job.token, advance).await?;
+        let free = &mut Pace::new(0);
+        image::write_merged(device.clone(), name, wdiffs, &job.token, free, advance).await?;
     }
     drop(device);
     let target = plan.target.clone();

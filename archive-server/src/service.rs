@@ -13,13 +13,13 @@ use crate::{
 };
 use proto::v1::archive_server::Archive as ArchiveRpc;
 use proto::v1::{
-    ArchiveVolume, ArchiveVolumeList, DiffEntry, DiffList, Empty, FullSyncReply, FullSyncRequest,
-    GcReply, HashSyncReply, HashSyncRequest, MergeRequest, Operation, PrepareFullSyncReply,
-    PrepareFullSyncRequest, PrepareHashSyncReply, PrepareHashSyncRequest, PrepareReplicationReply,
-    PrepareReplicationRequest, ReadSnapshotRequest, ReplicateRequest, ResetArchiveRequest,
-    ResizeRequest, Restorable, RestorableList, RestorableRequest, RestoreReply, RestoreRequest,
-    RestoredList, SetExplicitReply, SetExplicitRequest, SnapshotBulk, SnapshotRef, StopRequest,
-    VolumeRef, WdiffTransferReply, WdiffTransferRequest,
+    ApplyRequest, ArchiveVolume, ArchiveVolumeList, DiffEntry, DiffList, Empty, FullSyncReply,
+    FullSyncRequest, GcReply, HashSyncReply, HashSyncRequest, MergeRequest, Operation,
+    PrepareFullSyncReply, PrepareFullSyncRequest, PrepareHashSyncReply, PrepareHashSyncRequest,
+    PrepareReplicationReply, PrepareReplicationRequest, ReadSnapshotRequest, ReplicateRequest,
+    ResetArchiveRequest, ResizeRequest, Restorable, RestorableList, RestorableRequest,
+    RestoreReply, RestoreRequest, RestoredList, SetExplicitReply, SetExplicitRequest, SnapshotBulk,
+    SnapshotRef, StopRequest, VolumeRef, WdiffTransferReply, WdiffTransferRequest,
 };
 use proto::v1::{MountRequest, Mounted, MountedList, UnmountRequest};
 use server_kit::blocking;
@@ -251,10 +251,8 @@ impl ArchiveRpc for Service {
         Ok(Response::new(DiffList { diffs }))
     }
 
-    async fn apply(&self, request: Request<SnapshotRef>) -> Answer<Operation> {
-        let SnapshotRef { volume, gid } = request.into_inner();
-        let volume = self.0.volume(&volume)?;
-        Ok(Response::new(apply::start(&self.0, &volume, Gid(gid))?))
+    async fn apply(&self, request: Request<ApplyRequest>) -> Answer<Operation> {
+        Ok(Response::new(apply::start(&self.0, request.get_ref())?))
     }
 
     async fn merge(&self, request: Request<MergeRequest>) -> Answer<Operation> {

@@ -16,7 +16,7 @@ use archive_server::Settings;
 use common::hooked::{Access, Hooked};
 use common::{Archive, Device, VOLUME, filled, same, until};
 use proto::v1::restore_request::Point;
-use proto::v1::{OperationStatus, RestoreRequest, SnapshotRef};
+use proto::v1::{OperationStatus, RestoreRequest};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
@@ -58,8 +58,7 @@ async fn an_apply_begins_to_write_only_after_the_base_image_was_copied() {
     close(&gate);
     let plan = client.archive.restore(restore(2)).await.unwrap().into_inner();
     let method = plan.plan.unwrap().method;
-    let request = SnapshotRef { volume: VOLUME.into(), gid: 5 };
-    let applied = client.archive.apply(request).await.unwrap().into_inner();
+    let applied = client.archive.apply(common::apply_to(5)).await.unwrap().into_inner();
     // Enough turns of the runtime for an apply that does not wait to be seen.
     for _ in 0..20 {
         let status = client.get().await;

@@ -18,8 +18,8 @@ use common::{
 use proto::v1::full_sync_request::Step;
 use proto::v1::restore_request::Point;
 use proto::v1::{
-    FullSyncBulk, FullSyncEnd, FullSyncRequest, PrepareFullSyncRequest, ResetArchiveRequest,
-    RestorableRequest, RestoreRequest, SnapshotRef, StopRequest, VolumeRef,
+    ApplyRequest, FullSyncBulk, FullSyncEnd, FullSyncRequest, PrepareFullSyncRequest,
+    ResetArchiveRequest, RestorableRequest, RestoreRequest, SnapshotRef, StopRequest, VolumeRef,
 };
 use server_kit::error::Reason;
 
@@ -31,6 +31,7 @@ async fn every_rpc(client: &mut Client, name: &str, expected: Reason) {
     let mut a = client.archive.clone();
     let volume = || VolumeRef { volume: name.into() };
     let snapshot = || SnapshotRef { volume: name.into(), gid: 1 };
+    let apply = ApplyRequest { volume: name.into(), ..common::apply_to(1) };
     let restore = RestoreRequest {
         volume: name.into(),
         point: Some(Point::Gid(1)),
@@ -49,7 +50,7 @@ async fn every_rpc(client: &mut Client, name: &str, expected: Reason) {
     assert_eq!(why(a.list_restored(volume()).await), expected, "restored");
     assert_eq!(why(a.delete_restored(snapshot()).await), expected, "delete");
     assert_eq!(why(a.list_diffs(volume()).await), expected, "diffs");
-    assert_eq!(why(a.apply(snapshot()).await), expected, "apply");
+    assert_eq!(why(a.apply(apply).await), expected, "apply");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

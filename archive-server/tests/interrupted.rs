@@ -79,8 +79,7 @@ async fn an_interrupted_apply_is_finished_after_a_restart() {
         let archive = Archive::with(&dir, common::settings(), images);
         let mut client = filled(&archive, &device).await;
         left.store(writes, Ordering::SeqCst);
-        let request = proto::v1::SnapshotRef { volume: VOLUME.into(), gid: 4 };
-        client.archive.apply(request).await.unwrap();
+        client.archive.apply(common::apply_to(4)).await.unwrap();
         until("the writes", || async { (left.load(Ordering::SeqCst) < 0).then_some(()) }).await;
         let status = client.get().await;
         assert_eq!(status.running, ["apply"]);
@@ -106,8 +105,7 @@ async fn a_restore_during_an_apply_is_right_and_keeps_its_wdiffs() {
     let archive = Archive::with(&dir, common::settings(), images);
     let mut client = filled(&archive, &device).await;
     left.store(20, Ordering::SeqCst);
-    let request = proto::v1::SnapshotRef { volume: VOLUME.into(), gid: 4 };
-    client.archive.apply(request).await.unwrap();
+    client.archive.apply(common::apply_to(4)).await.unwrap();
     until("the writes", || async { (left.load(Ordering::SeqCst) < 0).then_some(()) }).await;
     // The base image is of two times now.
     same(&client.restored(5).await, &device.history[5], "gid 5 from a base that is applied");

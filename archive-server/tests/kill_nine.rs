@@ -13,7 +13,7 @@
 mod common;
 
 use common::{Client, Device, VOLUME, same, until};
-use proto::v1::{Empty, SnapshotRef, WdiffResult};
+use proto::v1::{Empty, WdiffResult};
 use server_kit::net::{Connector, Endpoint, RealConnector};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -65,9 +65,8 @@ async fn load(mut client: Client, device: &mut Device, mut acked: u64) -> u64 {
         }
         if device.random(6) == 0 {
             let gid = acked - device.random(3).min(acked as usize) as u64;
-            let request = SnapshotRef { volume: VOLUME.into(), gid };
             // May be busy, or behind the base image: not our subject.
-            let _ = client.archive.apply(request).await;
+            let _ = client.archive.apply(common::apply_to(gid)).await;
         }
     }
 }

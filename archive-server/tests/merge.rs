@@ -19,8 +19,7 @@ use common::{UUID, until, volume, wdiff};
 use proto::v1::merge_request::Until;
 use proto::v1::restore_request::Point;
 use proto::v1::{
-    MergeRequest, Operation, OperationStatus, RestorableRequest, RestoreRequest,
-    SetExplicitRequest, SnapshotRef,
+    Operation, OperationStatus, RestorableRequest, RestoreRequest, SetExplicitRequest, SnapshotRef,
 };
 use server_kit::error::Reason;
 use std::path::Path;
@@ -55,7 +54,7 @@ async fn filled(archive: &Archive, device: &Device, explicit: &[u64]) -> Client 
 }
 
 async fn merge(client: &mut Client, gid_begin: u64, until: Until) -> Answer<Operation> {
-    let request = MergeRequest { volume: VOLUME.into(), gid_begin, until: Some(until) };
+    let request = common::merge_of(gid_begin, Some(until));
     let operation = client.archive.merge(request).await?.into_inner();
     Ok(client.finish(&operation.id).await)
 }
@@ -313,8 +312,7 @@ async fn merges_and_applies_exclude_each_other() {
     let archive = Archive::with(&dir, common::settings(), images);
     let mut client = filled(&archive, &device, &[]).await;
     gate.forget_permits(OPEN);
-    let request = SnapshotRef { volume: VOLUME.into(), gid: 3 };
-    let applied = client.archive.apply(request).await.unwrap().into_inner();
+    let applied = client.archive.apply(common::apply_to(3)).await.unwrap().into_inner();
     let (busy, message) = wrong(merge(&mut client, 4, Until::GidEnd(8)).await);
     assert_eq!(busy, Reason::Busy, "{message}");
     let busy = set(&mut client, &[4], true).await.unwrap_err();

@@ -19,8 +19,8 @@ use common::{Archive, Client, Device, VOLUME, messages, meta, reason, same, star
 use proto::v1::merge_request::Until;
 use proto::v1::mount_request::Point;
 use proto::v1::{
-    MergeRequest, MountRequest, Mounted, OperationStatus, RestorableRequest, SetExplicitRequest,
-    SnapshotRef, UnmountRequest, WdiffResult,
+    MountRequest, Mounted, OperationStatus, RestorableRequest, SetExplicitRequest, UnmountRequest,
+    WdiffResult,
 };
 use server_kit::error::Reason;
 use std::collections::BTreeMap;
@@ -96,7 +96,7 @@ impl Run {
         let inside: Vec<_> = self.kept.range(begin + 1..end.max(begin + 1)).collect();
         let allowed = !inside.is_empty() && inside.iter().all(|(_, explicit)| !**explicit);
         let until = Some(Until::GidEnd(end));
-        let request = MergeRequest { volume: VOLUME.into(), gid_begin: begin, until };
+        let request = common::merge_of(begin, until);
         match self.client.archive.merge(request).await {
             Ok(operation) => {
                 assert!(allowed, "{}: {:?}", self.what, self.kept);
@@ -172,15 +172,12 @@ impl Run {
         let (begin, end) = (a.min(b), a.max(b));
         if begun == 0 {
             let until = Some(Until::GidEnd(end));
-            let request = MergeRequest { volume: VOLUME.into(), gid_begin: begin, until };
+            let request = common::merge_of(begin, until);
             if self.client.archive.merge(request).await.is_ok() {
                 self.what = format!("kill in the merge {begin} to {end}");
             }
-        } else if begun == 1 {
-            let request = SnapshotRef { volume: VOLUME.into(), gid: end };
-            if self.client.archive.apply(request).await.is_ok() {
-                self.what = format!("kill in the apply to {end}");
-            }
+        } else if begun == 1 && self.client.archive.apply(common::apply_to(end)).await.is_ok() {
+            self.what = format!("kill in the apply to {end}");
         }
         self.mounts.clear();
         self.archive.take().unwrap().kill();

@@ -19,8 +19,8 @@ use common::{filled, until, volume};
 use proto::v1::merge_request::Until;
 use proto::v1::mount_request::Point;
 use proto::v1::{
-    MergeRequest, MountRequest, Mounted, OperationStatus, SetExplicitRequest, UnmountRequest,
-    VolumeRef, WdiffResult,
+    MountRequest, Mounted, OperationStatus, SetExplicitRequest, UnmountRequest, VolumeRef,
+    WdiffResult,
 };
 use server_kit::error::Reason;
 use std::path::{Path, PathBuf};
@@ -176,7 +176,7 @@ async fn a_mount_stays_as_it_is_beside_merge_apply_rename_gc_and_receive() {
     check(dir.path(), &six, &device).await;
     for (begin, end) in [(0, 2), (2, 6)] {
         let until = Some(Until::GidEnd(end));
-        let request = MergeRequest { volume: VOLUME.into(), gid_begin: begin, until };
+        let request = common::merge_of(begin, until);
         let merge = client.archive.merge(request).await.unwrap().into_inner();
         assert_eq!(client.finish(&merge.id).await.status(), OperationStatus::Done);
         check(dir.path(), &six, &device).await;

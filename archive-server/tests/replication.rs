@@ -18,7 +18,7 @@ use common::pair::{OPEN, Pair, explicit};
 use common::sync::snapshot;
 use common::{Archive, Client, Device, UUID, messages, meta, same, start_of};
 use proto::v1::replicate_request::Until;
-use proto::v1::{MergeRequest, OperationStatus, ReplicateRequest, WdiffResult, merge_request};
+use proto::v1::{OperationStatus, ReplicateRequest, WdiffResult, merge_request};
 use server_kit::error::Reason;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -298,11 +298,8 @@ async fn any_history_is_replicated() {
                     }
                 }
                 1 => {
-                    let request = MergeRequest {
-                        volume: common::VOLUME.into(),
-                        gid_begin: base,
-                        until: Some(merge_request::Until::MaxBytes(1 << 30)),
-                    };
+                    let until = Some(merge_request::Until::MaxBytes(1 << 30));
+                    let request = common::merge_of(base, until);
                     if let Ok(started) = pair.from.archive.merge(request).await {
                         pair.from.finish(&started.into_inner().id).await;
                     }

@@ -29,6 +29,7 @@ pub mod host;
 pub mod nbd;
 pub mod net;
 pub mod operations;
+pub mod pace;
 pub mod packing;
 pub mod retry;
 pub mod role;

@@ -39,13 +39,15 @@ pub(crate) fn at_archive(c: &mut Cluster) -> Result<(), String> {
         0 => {
             c.note(&format!("apply {begin}"));
             c.control(limit_ms, async |ctl: Controller| {
-                archive::apply(&ctl, name, VOLUME, begin, &mut |_| {}).await
+                archive::apply(&ctl, name, VOLUME, RestorePoint::Gid(begin), 0, &mut |_| {})
+                    .await
+                    .map(drop)
             })?
         }
         1 => {
             c.note(&format!("merge {begin} {end}"));
             c.control(limit_ms, async |ctl: Controller| {
-                archive::merge(&ctl, name, VOLUME, (begin, end), &mut |_| {}).await
+                archive::merge(&ctl, name, VOLUME, (begin, end), 0, &mut |_| {}).await
             })?
         }
         2 => {
@@ -61,7 +63,9 @@ pub(crate) fn at_archive(c: &mut Cluster) -> Result<(), String> {
                 archive::restore(&ctl, name, VOLUME, point, None, &mut |_| {}).await
             })?;
             c.control(limit_ms, async |ctl: Controller| {
-                archive::apply(&ctl, name, VOLUME, begin, &mut |_| {}).await
+                archive::apply(&ctl, name, VOLUME, RestorePoint::Gid(begin), 0, &mut |_| {})
+                    .await
+                    .map(drop)
             })?
         }
     };

@@ -205,6 +205,7 @@ impl Replication {
             size_lb: size,
             resync: self.resync,
             base: Some(base.into()),
+            complete: None,
         };
         let answer = self.client.prepare_replication(request).await;
         Ok(answer.map_err(|s| RoleError::from_status(&self.peer, &s))?.into_inner())

@@ -14,10 +14,10 @@ use proto::v1::full_sync_request::Step as FullStep;
 use proto::v1::host_client::HostClient;
 use proto::v1::wdiff_transfer_request::Step as WdiffStep;
 use proto::v1::{
-    ArchiveVolume, Chunk, DiffMeta, FullSyncBulk, FullSyncEnd, FullSyncReply, FullSyncRequest,
-    FullSyncStart, Operation, OperationRef, OperationStatus, PrepareFullSyncRequest,
-    RestoreRequest, Snapshot, SnapshotRef, VolumeRef, WdiffEnd, WdiffStart, WdiffTransferReply,
-    WdiffTransferRequest, restore_request::Point,
+    ApplyRequest, ArchiveVolume, Chunk, DiffMeta, FullSyncBulk, FullSyncEnd, FullSyncReply,
+    FullSyncRequest, FullSyncStart, MergeRequest, Operation, OperationRef, OperationStatus,
+    PrepareFullSyncRequest, RestoreRequest, Snapshot, SnapshotRef, VolumeRef, WdiffEnd, WdiffStart,
+    WdiffTransferReply, WdiffTransferRequest, restore_request::Point,
 };
 use server_kit::net::{Connector, Endpoint, Listener, RealConnector};
 use server_kit::shutdown::Shutdown;
@@ -369,10 +369,18 @@ impl Client {
     }
 
     pub async fn apply(&mut self, gid: u64) -> Answer<Operation> {
-        let request = SnapshotRef { volume: VOLUME.into(), gid };
-        let operation = self.archive.apply(request).await?.into_inner();
+        let operation = self.archive.apply(apply_to(gid)).await?.into_inner();
         Ok(self.finish(&operation.id).await)
     }
+}
+
+pub fn apply_to(gid: u64) -> ApplyRequest {
+    let point = Some(proto::v1::apply_request::Point::Gid(gid));
+    ApplyRequest { volume: VOLUME.into(), point, ..ApplyRequest::default() }
+}
+
+pub fn merge_of(gid_begin: u64, until: Option<proto::v1::merge_request::Until>) -> MergeRequest {
+    MergeRequest { volume: VOLUME.into(), gid_begin, until, ..MergeRequest::default() }
 }
 
 pub fn volume() -> VolumeRef {

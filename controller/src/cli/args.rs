@@ -168,8 +168,12 @@ pub enum Verb {
         /// Server and volume
         #[command(flatten)]
         target: Target,
-        /// The snapshot's gid
-        gid: u64,
+        /// Which snapshot
+        #[command(flatten)]
+        point: Point,
+        /// Write no more than this per second
+        #[arg(long, value_name = "RATE", value_parser = parse_size)]
+        rate: Option<u64>,
     },
     /// Serve a snapshot over NBD without restoring it; prints the URI
     Mount(super::mount::MountArgs),
@@ -186,6 +190,9 @@ pub enum Verb {
         begin: u64,
         /// The gid at which the last one ends
         end: u64,
+        /// Write no more than this per second
+        #[arg(long, value_name = "RATE", value_parser = parse_size)]
+        rate: Option<u64>,
     },
     /// Thin out the history by a policy, once: merges, then an apply
     Retention(super::retention::RetentionArgs),

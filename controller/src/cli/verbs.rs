@@ -204,10 +204,11 @@ async fn archive_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
             done(Report::done())
         }
         Verb::Diffs(t) => done(output::diffs(&archive::diffs(ctl, &t.server, &t.volume).await?)),
-        Verb::Apply { target: t, gid } => {
+        Verb::Apply { target: t, point, rate } => {
             let mut progress = Progress::new(json);
             let seen = &mut |event: Event<'_>| progress.show(event);
-            archive::apply(ctl, &t.server, &t.volume, *gid, seen).await?;
+            let (point, rate) = (point.point(), rate.unwrap_or_default());
+            archive::apply(ctl, &t.server, &t.volume, point, rate, seen).await?;
             done(Report::done())
         }
         _ => done(Report::done()),
@@ -219,8 +220,9 @@ async fn reshape_verb(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
     let mut progress = Progress::new(json);
     let seen = &mut |event: Event<'_>| progress.show(event);
     match verb {
-        Verb::Merge { target: t, begin, end } => {
-            archive::merge(ctl, &t.server, &t.volume, (*begin, *end), seen).await?;
+        Verb::Merge { target: t, begin, end, rate } => {
+            let (range, rate) = ((*begin, *end), rate.unwrap_or_default());
+            archive::merge(ctl, &t.server, &t.volume, range, rate, seen).await?;
             done(Report::done())
         }
         Verb::EnableSnapshot(snapshots) => set_explicit(ctl, snapshots, true).await,

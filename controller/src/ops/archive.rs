@@ -140,8 +140,8 @@ pub async fn diffs(
     Ok(client.list_diffs(volume_ref(volume)).await.at(server)?.diffs)
 }
 
-/// Moves the base image forward to a snapshot; older snapshots disappear. Nothing to do where the
-/// base is that snapshot.
+/// Moves the base image forward to a snapshot, no faster than `rate` bytes per second (0: as fast
+/// as it goes); older snapshots disappear. Nothing to do where the base is that snapshot. Its gid.
 ///
 /// # Errors
 /// The snapshot is not reachable, another operation runs, a wdiff is damaged.
@@ -149,18 +149,41 @@ pub async fn apply(
     ctl: &Controller,
     archive: &str,
     volume: &str,
-    gid: u64,
+    point: RestorePoint,
+    rate: u64,
     watch: Watch<'_>,
-) -> Result<(), ControlError> {
+) -> Result<u64, ControlError> {
     let (server, client) = ctl.archive(archive)?;
+    let gid = gid_of(ctl, archive, volume, point).await?;
     let base = look::archive_volume(ctl, archive, volume).await?.base.unwrap_or_default();
     let reached = v1::Snapshot { gid_begin: gid, gid_end: gid };
     if base.begin == Some(reached) && base.end.is_none() {
-        return Ok(());
+        return Ok(gid);
     }
-    let request = v1::SnapshotRef { volume: volume.to_owned(), gid };
+    let point = Some(v1::apply_request::Point::Gid(gid));
+    let request = v1::ApplyRequest { volume: volume.to_owned(), point, bytes_per_s: rate };
     let call = async || client.clone().apply(request.clone()).await.at(server);
-    lost::start_and_follow(ctl, server, ("apply", volume), watch, call).await.map(drop)
+    lost::start_and_follow(ctl, server, ("apply", volume), watch, call).await?;
+    Ok(gid)
+}
+
+/// The gid that a point means now.
+async fn gid_of(
+    ctl: &Controller,
+    archive: &str,
+    volume: &str,
+    point: RestorePoint,
+) -> Result<u64, ControlError> {
+    let at = match point {
+        RestorePoint::Gid(gid) => return Ok(gid),
+        RestorePoint::At(at) => at,
+    };
+    let list = restorable(ctl, archive, volume, true).await?;
+    let found = list.iter().rfind(|s| s.timestamp_s <= at).map(|s| s.gid);
+    found.ok_or_else(|| ControlError::Precondition {
+        message: format!("{archive} has no snapshot of {volume} that is that old"),
+        next_step: format!("`walbc restorable {archive} {volume} --all` lists what there is"),
+    })
 }
 
 /// Makes one wdiff of those between two snapshots; what lies between is not restorable any more.
@@ -173,6 +196,7 @@ pub async fn merge(
     archive: &str,
     volume: &str,
     (gid_begin, gid_end): (u64, u64),
+    rate: u64,
     watch: Watch<'_>,
 ) -> Result<(), ControlError> {
     if has_diff(ctl, archive, volume, (gid_begin, gid_end)).await? {
@@ -183,6 +207,7 @@ pub async fn merge(
         volume: volume.to_owned(),
         gid_begin,
         until: Some(v1::merge_request::Until::GidEnd(gid_end)),
+        bytes_per_s: rate,
     };
     let call = async || client.clone().merge(request.clone()).await.at(server);
     lost::start_and_follow(ctl, server, ("merge", volume), watch, call).await?;

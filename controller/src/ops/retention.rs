@@ -44,10 +44,11 @@ pub async fn retention(
     }
     if !dry_run {
         for (begin, end) in &plan.merges {
-            archive::merge(ctl, archive, volume, (begin.0, end.0), &mut *watch).await?;
+            archive::merge(ctl, archive, volume, (begin.0, end.0), 0, &mut *watch).await?;
         }
         if let Some(gid) = plan.apply {
-            archive::apply(ctl, archive, volume, gid.0, &mut *watch).await?;
+            let point = archive::RestorePoint::Gid(gid.0);
+            archive::apply(ctl, archive, volume, point, 0, &mut *watch).await?;
         }
     }
     Ok(Retention { points, plan })

@@ -5,14 +5,13 @@
 
 use super::{Bulk, Bulks, Content, bulks};
 use crate::error::RoleError;
+use crate::pace::Pace;
 use block_io::device::BlockDevice;
 use bytes::BytesMut;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use proto::v1::ByteRange;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::Instant;
 use wlog_format::units::to_usize;
 
 /// Bytes of a cell.
@@ -113,17 +112,16 @@ pub fn paced(bulks: Bulks, bytes_per_s: u64) -> Bulks {
     if bytes_per_s == 0 {
         return bulks;
     }
-    let mut due = None;
+    let mut pace = Pace::new(bytes_per_s);
     Box::pin(bulks.and_then(move |bulk| {
-        let now = Instant::now();
-        let at = due.map_or(now, |due: Instant| due.max(now));
-        if let Content::Data(data) = &bulk.content {
-            let nanos = u128::from(data.len() as u64) * 1_000_000_000 / u128::from(bytes_per_s);
-            let pause = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-            due = Some(at + pause);
-        }
+        let at = match &bulk.content {
+            Content::Data(data) => pace.next(data.len() as u64),
+            Content::Zeros(_) => pace.next(0),
+        };
         async move {
-            tokio::time::sleep_until(at).await;
+            if let Some(at) = at {
+                tokio::time::sleep_until(at).await;
+            }
             Ok(bulk)
         }
     }))
@@ -133,6 +131,7 @@ pub fn paced(bulks: Bulks, bytes_per_s: u64) -> Bulks {
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use tokio::time::Instant;
 
     fn range(begin: u64, end: u64) -> ByteRange {
         ByteRange { begin, end }

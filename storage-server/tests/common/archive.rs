@@ -413,7 +413,7 @@ impl Archive for Service {
     async fn list_diffs(&self, _: Request<VolumeRef>) -> Result<Response<DiffList>, Status> {
         not_here()
     }
-    async fn apply(&self, _: Request<SnapshotRef>) -> Result<Response<Operation>, Status> {
+    async fn apply(&self, _: Request<ApplyRequest>) -> Result<Response<Operation>, Status> {
         not_here()
     }
 }
