@@ -43,7 +43,13 @@ fn threads() -> usize {
 }
 
 fn shape(io_bytes: usize, payload: Payload, seed: u64, total_bytes: usize) -> LogShape {
-    LogShape { io_bytes, device_bytes: DEVICE_BYTES, total_bytes, payload, seed }
+    LogShape {
+        io_bytes: (io_bytes, io_bytes),
+        device_bytes: DEVICE_BYTES,
+        total_bytes,
+        payload,
+        seed,
+    }
 }
 
 /// A growing buffer would cost more than the conversion: the benchmarks write to nowhere.
