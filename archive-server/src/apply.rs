@@ -6,6 +6,7 @@
 //! again.
 
 use crate::archive::{Archive, turn};
+use crate::backend::Image;
 use crate::faults;
 use crate::image;
 use crate::jobs::{APPLY, HASH_SYNC, Job, KEEP, MERGE, READ, REPLICATE, RESIZE, RESYNC};
@@ -187,7 +188,7 @@ async fn rounds(
         }
         total += volume.size().bytes();
         handle.set_total(total);
-        apply_round(archive, volume, (job, handle, &mut pace), round).await?;
+        apply_round(volume, (job, handle, &mut pace), round).await?;
     }
 }
 
@@ -212,7 +213,6 @@ fn next_round(volume: &Volume, gid: Gid, max_open: usize) -> Result<Vec<Diff>, R
 }
 
 async fn apply_round(
-    archive: &Arc<Archive>,
     volume: &Arc<Volume>,
     (job, handle, pace): (&Job, &OperationHandle, &mut Pace),
     round: Vec<Diff>,
@@ -221,7 +221,7 @@ async fn apply_round(
     let (names, owner) = (volume.diff_names(&round)?, volume.clone());
     let open = move || image::open_wdiffs(owner.name.as_str(), &*owner.dir, &names);
     let wdiffs = blocking::run(open).await?;
-    let device = image::open(&archive.world.images, name, volume.image_path()).await?;
+    let device = volume.open_image(Image::Base, volume.size()).await?;
     {
         // Waits for restores that copy the image as it was; later ones see that it changes.
         let _gate = volume.image_gate.write().await;

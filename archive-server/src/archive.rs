@@ -4,6 +4,7 @@
 //! others from serving; a volume appears and disappears as a whole (its directory takes its name,
 //! or loses it, in one step); creating and removing volumes is done by one at a time.
 
+use crate::backend::Backends;
 use crate::jobs::Job;
 use crate::load;
 use crate::record::{Kept, Record, STATE_FILE};
@@ -15,7 +16,7 @@ use parking_lot::Mutex;
 use proto::v1::StopMode;
 use server_kit::blocking;
 use server_kit::durable::{DurableDir, StateFile, claim_base};
-use server_kit::error::{Reason, RoleError};
+use server_kit::error::RoleError;
 use server_kit::operations::Operations;
 use server_kit::state_machine::StopFlag;
 use server_kit::volume_name::{ServerId, VolumeName};
@@ -26,6 +27,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use wdiff_format::compression::{Compression, CompressionKind};
+use wdiff_format::gid::GidError;
 
 /// Applies and restores that work at a time; the others wait for their turn. Bounds open files.
 const WRITERS_MAX: usize = 4;
@@ -93,8 +95,7 @@ pub(crate) struct Archive {
     pub(crate) writers: Arc<Semaphore>,
     /// Turns of wdiffs that are received.
     pub(crate) receivers: Semaphore,
-    /// Whether the file system of the base directory clones files.
-    pub(crate) reflinks: bool,
+    backends: Backends,
     volumes: Mutex<BTreeMap<VolumeName, Arc<Volume>>>,
     lifecycle: tokio::sync::Mutex<()>,
 }
@@ -114,16 +115,17 @@ impl Archive {
         ending: CancellationToken,
     ) -> Result<Arc<Self>, RoleError> {
         let (base, open_dir) = (base.to_owned(), world.open_dir.clone());
+        let images = world.images.clone();
         let load = move || -> Result<_, RoleError> {
             let base = open_dir(&base)?;
             claim_base(&base, "archive")?;
             base.remove_tmp_dirs()?;
             base.remove_tmp_files()?;
-            let reflinks = crate::restore::can_reflink(&*base);
-            let volumes = load::all(&base)?;
-            Ok((base, reflinks, volumes))
+            let backends = Backends::open(&*base, images);
+            let volumes = load::all(&base, &backends)?;
+            Ok((base, backends, volumes))
         };
-        let (base, reflinks, volumes) = blocking::run(load).await?;
+        let (base, backends, volumes) = blocking::run(load).await?;
         let archive = Arc::new(Self {
             base,
             settings,
@@ -135,7 +137,7 @@ impl Archive {
             ending,
             writers: Arc::new(Semaphore::new(WRITERS_MAX)),
             receivers: Semaphore::new(RECEIVERS_MAX),
-            reflinks,
+            backends,
             volumes: Mutex::new(volumes),
             lifecycle: tokio::sync::Mutex::default(),
         });
@@ -170,7 +172,11 @@ impl Archive {
             return Err(RoleError::wrong_state(&name, "init", volume.cell.state(), &allowed));
         }
         let (base, new) = (self.base.clone(), name.clone());
-        let volume = blocking::run(move || make(&*base, new)).await?;
+        let dir = blocking::run(move || make(&*base, &new)).await?;
+        let images = self.backends.of(&name, &dir);
+        let (record, damaged) = (Record::new(), |e: GidError| RoleError::damaged(e.to_string()));
+        let catalogue = Catalogue::new(record.clone(), record.base().map_err(damaged)?);
+        let volume = Volume::new(name.clone(), dir, images, State::SyncReady, catalogue);
         self.volumes.lock().insert(name, volume);
         Ok(())
     }
@@ -184,8 +190,16 @@ impl Archive {
         let from = [State::SyncReady, State::Stopped, State::Broken];
         let change = volume.cell.begin(&from, State::ClearVol);
         let change = change.map_err(|e| e.into_error(name, "clear"))?;
-        let (base, doomed) = (self.base.clone(), volume.name.clone());
-        blocking::run(move || base.remove_dir(doomed.as_str())).await?;
+        let (base, doomed) = (self.base.clone(), volume.clone());
+        let remove = move || -> Result<(), RoleError> {
+            if doomed.images.outlive_the_directory() {
+                // From the first step on the rest is known to be waste.
+                doomed.store(|record| *record = Record::new())?;
+                doomed.images.clear()?;
+            }
+            Ok(base.remove_dir(doomed.name.as_str())?)
+        };
+        blocking::run(remove).await?;
         self.volumes.lock().remove(&volume.name);
         change.commit(State::Clear);
         Ok(())
@@ -287,13 +301,10 @@ pub(crate) fn parse_name(name: &str) -> Result<VolumeName, RoleError> {
 }
 
 /// Makes the directory of a volume. Blocks.
-fn make(base: &dyn DurableDir, name: VolumeName) -> Result<Arc<Volume>, RoleError> {
+fn make(base: &dyn DurableDir, name: &VolumeName) -> Result<Arc<dyn DurableDir>, RoleError> {
     let tmp = format!("{name}{}", server_kit::durable::TMP_SUFFIX);
     let half_made = base.create_dir(&tmp)?;
     StateFile::new(half_made, STATE_FILE).store(&Record::new())?;
-    base.commit_dir(&tmp, name.as_str()).map_err(|e| RoleError::from(e).with_volume(&name))?;
-    let dir = base.open_dir(name.as_str())?;
-    let record = Record::new();
-    let unused = record.base().map_err(|e| RoleError::new(Reason::Damaged, e.to_string()))?;
-    Ok(Volume::new(name, dir, State::SyncReady, Catalogue::new(record, unused)))
+    base.commit_dir(&tmp, name.as_str()).map_err(|e| RoleError::from(e).with_volume(name))?;
+    Ok(base.open_dir(name.as_str())?)
 }

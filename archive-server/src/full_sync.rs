@@ -7,11 +7,12 @@
 //! one file.
 
 use crate::archive::{Archive, parse_name, refused};
-use crate::image::{self, ImageWriter};
+use crate::backend::Image;
+use crate::image::ImageWriter;
 use crate::jobs::{FULL_SYNC, Job, RESIZE};
 use crate::record::{Progress, Replica, Whole};
 use crate::state::State;
-use crate::volume::{IMAGE_FILE, Volume};
+use crate::volume::Volume;
 use futures::{Stream, StreamExt};
 use proto::v1::full_sync_request::Step;
 use proto::v1::{
@@ -113,7 +114,7 @@ fn resumable(volume: &Volume, size: Lb, source: Source) -> Result<u64, RoleError
         Source::Archive(replica) => progress.replica == Some(replica),
     };
     let same = same && progress.size_lb == size.0;
-    let has = volume.dir.look_at(IMAGE_FILE)?.map_or(0, |info| info.len_bytes);
+    let has = volume.images.found()?.unwrap_or(0);
     let whole = progress.durable_bytes <= size.bytes() && progress.durable_bytes <= has;
     Ok(if same && whole { progress.durable_bytes } else { 0 })
 }
@@ -216,7 +217,7 @@ where
     let (here, progress) = (volume.clone(), source.progress(log_uuid, size, start_bytes));
     blocking::run(move || lay_out(&here, progress)).await?;
     let name = volume.name.as_str();
-    let device = image::open(&archive.world.images, name, volume.image_path()).await?;
+    let device = volume.open_image(Image::Base, size).await?;
     handle.set_total(size.bytes());
     handle.advance(start_bytes);
     let mut filling = Filling {
@@ -261,12 +262,7 @@ where
 fn lay_out(volume: &Volume, progress: Progress) -> Result<(), RoleError> {
     // First, so that a later session does not trust an image of something else.
     volume.progress.store(&progress)?;
-    let dir = &volume.dir;
-    let failed = |e| RoleError::io("lay out", volume.image_path(), e).with_volume(&volume.name);
-    dir.set_len(IMAGE_FILE, progress.durable_bytes).map_err(failed)?;
-    dir.set_len(IMAGE_FILE, Lb(progress.size_lb).bytes()).map_err(failed)?;
-    dir.sync_file(IMAGE_FILE).map_err(failed)?;
-    dir.sync().map_err(failed)
+    volume.images.lay_out(Lb::from_bytes(progress.durable_bytes), Lb(progress.size_lb))
 }
 
 impl Source {

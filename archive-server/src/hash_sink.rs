@@ -5,7 +5,7 @@
 //! the end leaves nothing behind; an image that is being resynced is no archive until all of it has
 //! arrived and is flushed.
 
-use crate::archive::Archive;
+use crate::backend::Image;
 use crate::faults;
 use crate::image;
 use crate::receive::{Origin, write_checked};
@@ -46,15 +46,13 @@ pub(crate) enum Kept {
 
 /// The cells of an image that is about to be made equal to another one, and the image as a sink.
 pub(crate) async fn image(
-    archive: &Archive,
     volume: &Arc<Volume>,
     spans: Vec<Range<u64>>,
     bytes_per_s: u64,
     archive_uuid: LogUuid,
     size: Lb,
 ) -> Result<(Bulks, Sink), RoleError> {
-    let name = volume.name.as_str();
-    let device = image::open(&archive.world.images, name, volume.image_path()).await?;
+    let device = volume.open_image(Image::Base, size).await?;
     let cells = scan::cells(device.clone(), spans, bytes_per_s);
     Ok((cells, Sink::Image { device, archive_uuid, size }))
 }

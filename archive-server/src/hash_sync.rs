@@ -75,7 +75,7 @@ pub(crate) async fn prepare(
     same_size(&volume, size)?;
     check_space(archive, &volume, 0)?;
     let (from, log_uuid) = volume.with(|c| (c.latest.0, c.record.log_uuid));
-    let view = View::open(archive, &volume, from.begin()).await?;
+    let view = View::open(&volume, from.begin()).await?;
     tracing::debug!(volume = name, %from, "a hash backup is announced");
     let purpose = Purpose::Backup { hold, view, from, started_s: request.started_s };
     let prepared = Prepared { volume: volume.clone(), size, purpose };
@@ -204,15 +204,14 @@ async fn begin(
         }
         Purpose::Replica { from } => {
             let hold = hold_replica(archive, &volume, from).await?;
-            let view = View::open(archive, &volume, from.begin()).await?;
+            let view = View::open(&volume, from.begin()).await?;
             (hold, view.cells(spans, speed).await?, Sink::Comparison { from })
         }
         Purpose::Resync { hold } => {
             let archive_uuid = proto::convert::uuid(&start.archive_uuid)
                 .map_err(|e| bad(format!("archive_uuid: {e}")))?;
             let hold = crate::replica::give_up(&volume, hold, size).await?;
-            let (cells, sink) =
-                hash_sink::image(archive, &volume, spans, speed, archive_uuid, size).await?;
+            let (cells, sink) = hash_sink::image(&volume, spans, speed, archive_uuid, size).await?;
             (hold, cells, sink)
         }
     };

@@ -29,6 +29,7 @@
 mod apply;
 mod archive;
 mod args;
+mod backend;
 mod faults;
 mod full_sync;
 mod hash_sink;

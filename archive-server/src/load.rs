@@ -4,13 +4,13 @@
 //! files are called; a wdiff is deleted only when its content is surely elsewhere; no failure of
 //! one volume reaches another.
 
+use crate::backend::{Backends, Image, VolumeImages};
 use crate::mount::SOCKET_SUFFIX;
 use crate::record::{Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE};
-use crate::resize::grow_image;
 use crate::state::State;
-use crate::volume::{Catalogue, IMAGE_FILE, RESTORED_DIR, Volume};
+use crate::volume::{Catalogue, Volume};
 use server_kit::blocking;
-use server_kit::durable::{DurableDir, StateFile, TMP_SUFFIX};
+use server_kit::durable::{DurableDir, StateFile};
 use server_kit::error::RoleError;
 use server_kit::volume_name::VolumeName;
 use std::collections::BTreeMap;
@@ -30,13 +30,14 @@ pub(crate) const GAP: &str = "gap";
 /// Loads every volume below `base`, several at a time. Blocks.
 pub(crate) fn all(
     base: &Arc<dyn DurableDir>,
+    backends: &Backends,
 ) -> Result<BTreeMap<VolumeName, Arc<Volume>>, RoleError> {
     let names = base.list()?;
     let names = names.into_iter().filter(|n| base.has_dir(n));
     // Directories of other names are not ours.
     let names: Vec<VolumeName> = names.filter_map(|n| n.parse().ok()).collect();
     let load = |part: &[VolumeName]| -> Vec<_> {
-        part.iter().map(|name| (name.clone(), volume(&**base, name))).collect()
+        part.iter().map(|name| (name.clone(), volume(&**base, backends, name))).collect()
     };
     let share = names.len().div_ceil(blocking::parallelism()).max(1);
     if share >= names.len() {
@@ -56,9 +57,14 @@ pub(crate) fn all(
 }
 
 /// Loads one volume; only a directory that cannot be opened at all is an error.
-fn volume(base: &dyn DurableDir, name: &VolumeName) -> Result<Arc<Volume>, RoleError> {
+fn volume(
+    base: &dyn DurableDir,
+    backends: &Backends,
+    name: &VolumeName,
+) -> Result<Arc<Volume>, RoleError> {
     let dir = base.open_dir(name.as_str())?;
-    let loaded = load(&dir, name);
+    let images = backends.of(name, &dir);
+    let loaded = load(&dir, &*images, name);
     let (state, catalogue) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -69,13 +75,17 @@ fn volume(base: &dyn DurableDir, name: &VolumeName) -> Result<Arc<Volume>, RoleE
             (State::Broken, catalogue)
         }
     };
-    Ok(Volume::new(name.clone(), dir, state, catalogue))
+    Ok(Volume::new(name.clone(), dir, images, state, catalogue))
 }
 
-fn load(dir: &Arc<dyn DurableDir>, name: &VolumeName) -> Result<(State, Catalogue), RoleError> {
+fn load(
+    dir: &Arc<dyn DurableDir>,
+    images: &dyn VolumeImages,
+    name: &VolumeName,
+) -> Result<(State, Catalogue), RoleError> {
     dir.remove_tmp_files()?;
     dir.remove_tmp_dirs()?;
-    let mut mended = remove_half_restored(dir)?;
+    let mut mended = images.mend()?;
     let mut sockets = dir.list()?;
     sockets.retain(|n| n.ends_with(SOCKET_SUFFIX));
     dir.remove_all(&sockets)?;
@@ -98,7 +108,7 @@ fn load(dir: &Arc<dyn DurableDir>, name: &VolumeName) -> Result<(State, Catalogu
     let state = State::from(record.state);
     if let Some(size_lb) = record.growing_lb.take() {
         // Killed while the image was made larger: that is finished, it harms nothing.
-        grow_image(&**dir, Lb(size_lb))?;
+        images.grow(Lb(size_lb))?;
         record.size_lb = size_lb;
         file.store(&record)?;
     }
@@ -112,11 +122,11 @@ fn load(dir: &Arc<dyn DurableDir>, name: &VolumeName) -> Result<(State, Catalogu
         let mut waste = dir.list()?;
         waste.retain(|n| n.ends_with(name::SUFFIX));
         dir.remove_all(&waste)?;
-        dir.remove_dir(RESTORED_DIR)?;
+        images.remove_restored()?;
         return Ok((state, catalogue));
     }
     dir.remove(PROGRESS_FILE)?;
-    check_image(&**dir, Lb(catalogue.record.size_lb))?;
+    check_image(images, Lb(catalogue.record.size_lb))?;
     let fault = read_diffs(&**dir, &mut catalogue.diffs)?;
     let waste = catalogue.diffs.superseded(at.snapshot());
     let names: Result<Vec<_>, _> = waste.iter().map(name::to_file_name).collect();
@@ -140,18 +150,6 @@ fn load(dir: &Arc<dyn DurableDir>, name: &VolumeName) -> Result<(State, Catalogu
     Ok((state, catalogue))
 }
 
-/// Removes the images of restores that were killed; what they were.
-fn remove_half_restored(dir: &Arc<dyn DurableDir>) -> Result<Vec<String>, RoleError> {
-    if !dir.has_dir(RESTORED_DIR) {
-        return Ok(Vec::new());
-    }
-    let restored = dir.open_dir(RESTORED_DIR)?;
-    let names = restored.names().map_err(|e| RoleError::io("list", restored.path(), e))?;
-    restored.remove_tmp_files()?;
-    let half_made = names.into_iter().filter(|name| name.ends_with(TMP_SUFFIX));
-    Ok(half_made.map(|name| format!("{name} was removed: a restore had not ended")).collect())
-}
-
 /// Removes the half-made image of a restore to elsewhere that was killed.
 fn forget_elsewhere(dir: &Arc<dyn DurableDir>) -> Result<(), RoleError> {
     let file = StateFile::<Elsewhere>::new(dir.clone(), ELSEWHERE_FILE);
@@ -165,14 +163,17 @@ fn forget_elsewhere(dir: &Arc<dyn DurableDir>) -> Result<(), RoleError> {
     }
 }
 
-fn check_image(dir: &dyn DurableDir, size: Lb) -> Result<(), RoleError> {
-    let path = dir.path().join(IMAGE_FILE);
-    let info = dir.info(IMAGE_FILE).map_err(|e| RoleError::io("look at", &path, e))?;
-    if info.len_bytes == size.bytes() {
+fn check_image(images: &dyn VolumeImages, size: Lb) -> Result<(), RoleError> {
+    let found = images.found()?;
+    if found == Some(size.bytes()) {
         return Ok(());
     }
-    let (path, has) = (path.display(), info.len_bytes);
-    let message = format!("the base image {path} has {has} bytes, not {}", size.bytes());
+    let path = images.path(Image::Base);
+    let path = path.display();
+    let message = match found {
+        Some(has) => format!("the base image {path} has {has} bytes, not {}", size.bytes()),
+        None => format!("the base image {path} is missing"),
+    };
     Err(RoleError::damaged(message).with_file(path.to_string()))
 }
 

@@ -34,7 +34,7 @@ pub(crate) async fn read(
         .with(|c| c.diffs.restore_list(&c.base, gid))
         .map_err(|e| faults::snapshot(name.as_str(), &e))?;
     let size_bytes = volume.size().bytes();
-    let view = View::open(archive, &volume, gid).await?;
+    let view = View::open(&volume, gid).await?;
     let cells = view.cells(scan::whole(size_bytes), request.scan_bytes_per_s).await?;
     let token = job.token.clone();
     let messages = joined(cells)

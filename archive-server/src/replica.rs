@@ -10,9 +10,9 @@ use crate::full_sync::{self, Source};
 use crate::hash_sync::{Hold, Prepared, Purpose};
 use crate::jobs::RESYNC;
 use crate::record::{Kept, Replica};
-use crate::resize::{grow_for, grow_image};
+use crate::resize::grow_for;
 use crate::state::State;
-use crate::volume::{IMAGE_FILE, Volume};
+use crate::volume::Volume;
 use proto::v1::{PrepareReplicationReply, PrepareReplicationRequest, ReplicationKind};
 use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
@@ -95,7 +95,7 @@ fn asked(volume: &Volume, request: PrepareReplicationRequest) -> Result<Asked, R
 
 async fn has_image(volume: &Arc<Volume>) -> Result<bool, RoleError> {
     let here = volume.clone();
-    blocking::run(move || here.dir.look_at(IMAGE_FILE).map(|found| found.is_some())).await
+    blocking::run(move || here.images.found().map(|found| found.is_some())).await
 }
 
 fn reply(volume: &Volume, kind: ReplicationKind, session: String) -> PrepareReplicationReply {
@@ -155,7 +155,7 @@ pub(crate) async fn give_up(volume: &Arc<Volume>, hold: Hold, size: Lb) -> Resul
         let diffs = here.with(|c| std::mem::take(&mut c.diffs));
         let diffs: Vec<_> = diffs.iter().copied().collect();
         here.leases.delete(here.diff_names(&diffs)?)?;
-        grow_image(&*here.dir, size).map_err(|e| e.with_volume(&here.name))
+        here.images.grow(size)
     };
     blocking::run(give_up).await?;
     let change = change.commit_and_begin(State::SyncReady, State::Resync);
@@ -180,8 +180,7 @@ async fn continued(
 /// Fails when the image here is larger than that of the source: images do not shrink.
 async fn not_larger(volume: &Arc<Volume>, size: Lb) -> Result<(), RoleError> {
     let here = volume.clone();
-    let look = move || here.dir.look_at(IMAGE_FILE);
-    let has = blocking::run(look).await?.map_or(0, |info| info.len_bytes);
+    let has = blocking::run(move || here.images.found()).await?.unwrap_or(0);
     if has <= size.bytes() {
         return Ok(());
     }

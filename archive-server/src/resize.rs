@@ -8,10 +8,9 @@ use crate::archive::Archive;
 use crate::full_sync::SIZE_MAX;
 use crate::jobs::{APPLY, FULL_SYNC, HASH_SYNC, Job, READ, REPLICATE, RESIZE, RESTORE, RESYNC};
 use crate::state::State;
-use crate::volume::{IMAGE_FILE, Volume};
+use crate::volume::Volume;
 use proto::v1::ResizeRequest;
 use server_kit::blocking;
-use server_kit::durable::DurableDir;
 use server_kit::error::RoleError;
 use std::sync::Arc;
 use wlog_format::units::Lb;
@@ -59,17 +58,10 @@ async fn grow(volume: &Arc<Volume>, size: Lb, job: Job) -> Result<(), RoleError>
     blocking::run(move || {
         let _job = job;
         here.store(|record| record.growing_lb = Some(size.0))?;
-        grow_image(&*here.dir, size).map_err(|e| e.with_volume(&here.name))?;
+        here.images.grow(size)?;
         here.store(|record| (record.size_lb, record.growing_lb) = (size.0, None))
     })
     .await?;
     tracing::info!(volume = %volume.name, from = has.0, to = size.0, "the image has grown");
     Ok(())
-}
-
-/// Gives the image file this size, durable. Blocks.
-pub(crate) fn grow_image(dir: &dyn DurableDir, size: Lb) -> Result<(), RoleError> {
-    let failed = |e| RoleError::io("grow", dir.path().join(IMAGE_FILE), e);
-    dir.set_len(IMAGE_FILE, size.bytes()).map_err(failed)?;
-    dir.sync_file(IMAGE_FILE).map_err(failed)
 }

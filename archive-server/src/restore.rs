@@ -6,38 +6,26 @@
 //! image takes its name when it is whole and durable.
 
 use crate::archive::{Archive, turn};
+use crate::backend::{CloneMethod, Image};
 use crate::faults;
 use crate::image;
 use crate::jobs::{Job, RESTORE, RESYNC};
 use crate::leases::Lease;
 use crate::record::Elsewhere;
-use crate::volume::{Catalogue, IMAGE_FILE, RESTORED_DIR, Volume};
-use proto::v1::{Operation, RestorePlan, RestoreReply, RestoreRequest, Restored, restore_request};
+use crate::volume::{Catalogue, Volume};
+use block_io::device::BlockDevice;
+use proto::v1::{Operation, RestorePlan, RestoreReply, RestoreRequest, restore_request};
 use server_kit::blocking;
-use server_kit::durable::{DurableDir, TMP_SUFFIX};
+use server_kit::durable::TMP_SUFFIX;
 use server_kit::error::RoleError;
 use server_kit::operations::{OperationHandle, Outcome};
 use server_kit::pace::Pace;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::OwnedRwLockReadGuard;
 use wdiff_format::gid::{BaseState, Diff, Gid};
-
-/// How the names of restored images end.
-const SUFFIX: &str = ".img";
-
-/// Whether files can be cloned in this directory. Blocks.
-pub(crate) fn can_reflink(dir: &dyn DurableDir) -> bool {
-    let names = ["reflink-from.tmp".to_owned(), "reflink-to.tmp".to_owned()];
-    let [from, to] = &names;
-    let written = dir.create(from).and_then(|mut file| file.write_all(&[1; 4096]));
-    let cloned = written.and_then(|()| dir.reflink(from, dir, to));
-    // Half-made by their names: what cannot be removed now goes at the next start.
-    let _ = dir.remove_all(&names);
-    cloned.is_ok()
-}
+use wlog_format::units::Lb;
 
 /// What a restore will do.
 struct Plan {
@@ -52,26 +40,90 @@ struct Plan {
 
 /// Where a restored image goes.
 #[derive(Clone)]
-struct Target {
-    /// A directory outside of the volume's, that a person chose.
-    elsewhere: Option<PathBuf>,
-    name: String,
-    /// The whole, for messages.
-    path: PathBuf,
+enum Target {
+    /// Where the volume has its images.
+    Own(Gid),
+    /// A file outside of that, which a person chose.
+    Elsewhere { dir: PathBuf, name: String },
 }
 
 impl Target {
-    fn half_made(&self) -> String {
-        format!("{}{TMP_SUFFIX}", self.name)
+    /// The whole, for messages.
+    fn path(&self, volume: &Volume) -> PathBuf {
+        match self {
+            Self::Own(gid) => volume.images.path(Image::Restored(*gid)),
+            Self::Elsewhere { dir, name } => dir.join(name),
+        }
     }
 
-    /// The directory. Blocks.
-    fn dir(&self, archive: &Archive, volume: &Volume) -> Result<Arc<dyn DurableDir>, RoleError> {
-        Ok(match &self.elsewhere {
-            None => volume.dir.create_dir(RESTORED_DIR)?,
-            Some(path) => (archive.world.open_dir)(path)?,
-        })
+    /// Lays out the half-made image: a clone of the base image (true), or one that reads as zeroes.
+    /// Blocks.
+    fn lay_out(&self, archive: &Archive, volume: &Volume, size: Lb) -> Result<bool, RoleError> {
+        let images = &volume.images;
+        match self {
+            Self::Own(gid) => {
+                let image = Image::Restoring(*gid);
+                images.remove(image)?;
+                if images.clone_base(image)? {
+                    return Ok(true);
+                }
+                images.create(image, size)?;
+            }
+            Self::Elsewhere { dir, name } => {
+                let dir = (archive.world.open_dir)(dir)?;
+                let tmp = half_made(name);
+                volume.elsewhere.store(&Elsewhere { half_made: dir.path().join(&tmp) })?;
+                dir.remove(&tmp)?;
+                if images.reflink_into(&*dir, &tmp) {
+                    return Ok(true);
+                }
+                let failed = |e| RoleError::io("create", dir.path().join(&tmp), e);
+                dir.set_len(&tmp, size.bytes()).map_err(failed)?;
+            }
+        }
+        Ok(false)
     }
+
+    /// Opens the half-made image.
+    async fn open(
+        &self,
+        archive: &Archive,
+        volume: &Volume,
+        size: Lb,
+    ) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        match self {
+            Self::Own(gid) => volume.open_image(Image::Restoring(*gid), size).await,
+            Self::Elsewhere { dir, name } => {
+                let tmp = dir.join(half_made(name));
+                image::open(&archive.world.images, volume.name.as_str(), tmp).await
+            }
+        }
+    }
+
+    /// Makes the image last under its name. Blocks.
+    fn commit(&self, archive: &Archive, volume: &Volume) -> Result<(), RoleError> {
+        let (dir, name) = match self {
+            Self::Own(gid) => return volume.images.commit_restored(*gid),
+            Self::Elsewhere { dir, name } => ((archive.world.open_dir)(dir)?, name),
+        };
+        let tmp = half_made(name);
+        dir.sync_file(&tmp).map_err(|e| RoleError::io("finish", dir.path().join(name), e))?;
+        Ok(dir.commit_dir(&tmp, name)?)
+    }
+
+    /// Removes a half-made image. Blocks.
+    fn abandon(&self, archive: &Archive, volume: &Volume) -> Result<(), RoleError> {
+        match self {
+            Self::Own(gid) => volume.images.remove(Image::Restoring(*gid)),
+            Self::Elsewhere { dir, name } => {
+                Ok((archive.world.open_dir)(dir)?.remove(&half_made(name))?)
+            }
+        }
+    }
+}
+
+fn half_made(name: &str) -> String {
+    format!("{name}{TMP_SUFFIX}")
 }
 
 /// Plans a restore and, unless it is a dry run, starts it.
@@ -84,7 +136,7 @@ pub(crate) async fn start(
     let plan = plan(&volume, &request)?;
     let (checked, owner, base) = (plan.target.clone(), volume.clone(), archive.base.clone());
     blocking::run(move || check_target(&checked, &owner, base.path())).await?;
-    let message = describe(archive, &volume, &plan);
+    let message = describe(&volume, &plan);
     if request.dry_run {
         return Ok(RestoreReply { plan: Some(message), operation: None });
     }
@@ -115,7 +167,7 @@ async fn release(archive: &Arc<Archive>, volume: &Arc<Volume>, plan: Plan, faile
     let cleaned = blocking::run(move || -> Result<(), RoleError> {
         drop(plan.lease);
         if failed {
-            plan.target.dir(&archive, &volume)?.remove(&plan.target.half_made())?;
+            plan.target.abandon(&archive, &volume)?;
         }
         Ok(volume.elsewhere.remove()?)
     });
@@ -173,9 +225,7 @@ fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
     })?;
     let Selected { gid, timestamp, base, diffs, lease } = select(volume, point)?;
     let target = if request.to_path.is_empty() {
-        let name = format!("{gid}{SUFFIX}");
-        let path = volume.dir.path().join(RESTORED_DIR).join(&name);
-        Target { elsewhere: None, name, path }
+        Target::Own(gid)
     } else {
         elsewhere(PathBuf::from(&request.to_path))?
     };
@@ -199,7 +249,7 @@ fn elsewhere(path: PathBuf) -> Result<Target, RoleError> {
     let name = path.file_name().and_then(|n| n.to_str()).map(str::to_owned);
     match (path.parent(), name) {
         (Some(parent), Some(name)) if path.is_absolute() => {
-            Ok(Target { elsewhere: Some(parent.to_owned()), name, path })
+            Ok(Target::Elsewhere { dir: parent.to_owned(), name })
         }
         _ if fs::symlink_metadata(&path).is_ok() => Err(taken(&path)),
         _ => Err(no_target(&path, "it is no absolute path of a file")),
@@ -208,19 +258,17 @@ fn elsewhere(path: PathBuf) -> Result<Target, RoleError> {
 
 /// Fails unless a new file can be made there. Blocks.
 fn check_target(target: &Target, volume: &Volume, base: &Path) -> Result<(), RoleError> {
-    let exists = match &target.elsewhere {
-        None if volume.dir.has_dir(RESTORED_DIR) => {
-            volume.dir.open_dir(RESTORED_DIR)?.look_at(&target.name)?.is_some()
-        }
-        None => false,
+    let path = target.path(volume);
+    let exists = match target {
+        Target::Own(gid) => volume.images.restored()?.iter().any(|r| r.gid == gid.0),
         // Outside of what is ours: the file system itself.
-        Some(_) => fs::symlink_metadata(&target.path).is_ok(),
+        Target::Elsewhere { .. } => fs::symlink_metadata(&path).is_ok(),
     };
     if exists {
-        return Err(taken(&target.path));
+        return Err(taken(&path));
     }
-    let Some(parent) = &target.elsewhere else { return Ok(()) };
-    let bad = |why| no_target(&target.path, why);
+    let Target::Elsewhere { dir: parent, .. } = target else { return Ok(()) };
+    let bad = |why| no_target(&path, why);
     let parent = parent.canonicalize().map_err(|_| bad("its directory does not exist"))?;
     if base.canonicalize().is_ok_and(|base| parent.starts_with(base)) {
         return Err(bad("that directory is the archive's own"));
@@ -228,16 +276,19 @@ fn check_target(target: &Target, volume: &Volume, base: &Path) -> Result<(), Rol
     Ok(())
 }
 
-fn describe(archive: &Archive, volume: &Volume, plan: &Plan) -> RestorePlan {
-    let own = plan.target.elsewhere.is_none();
+fn describe(volume: &Volume, plan: &Plan) -> RestorePlan {
+    let method = match plan.target {
+        Target::Own(_) => volume.images.clone_method(),
+        Target::Elsewhere { .. } => CloneMethod::Copy,
+    };
     RestorePlan {
         gid: plan.gid.0,
         timestamp_s: plan.timestamp,
         wdiffs: plan.lease.names().to_vec(),
         wdiff_bytes: plan.diffs.iter().map(|d| d.size).sum(),
         image_bytes: volume.size().bytes(),
-        path: plan.target.path.display().to_string(),
-        method: if archive.reflinks && own { "reflink" } else { "copy" }.to_owned(),
+        path: plan.target.path(volume).display().to_string(),
+        method: method.as_str().to_owned(),
     }
 }
 
@@ -275,23 +326,17 @@ async fn make(
     handle: &OperationHandle,
     gate: OwnedRwLockReadGuard<()>,
 ) -> Result<Outcome, RoleError> {
-    let (name, size) = (volume.name.as_str(), volume.size().bytes());
+    let (name, size) = (volume.name.as_str(), volume.size());
     let rounds = rounds(plan, archive.settings.max_open);
-    handle.set_total(size.saturating_mul(1 + rounds.len() as u64));
+    handle.set_total(size.bytes().saturating_mul(1 + rounds.len() as u64));
     let advance = |bytes| handle.advance(bytes);
     let (owner, here, target) = (archive.clone(), volume.clone(), plan.target.clone());
-    let laid_out = blocking::run(move || {
-        let dir = target.dir(&owner, &here)?;
-        clone_or_create(&here, &*dir, &target, size).map(|reflinked| (dir, reflinked))
-    });
-    let (dir, reflinked) = laid_out.await?;
-    let tmp = dir.path().join(plan.target.half_made());
-    let images = &archive.world.images;
-    let device = image::open(images, name, tmp).await?;
-    if reflinked {
-        advance(size);
+    let cloned = blocking::run(move || target.lay_out(&owner, &here, size)).await?;
+    let device = plan.target.open(archive, volume, size).await?;
+    if cloned {
+        advance(size.bytes());
     } else {
-        let from = image::open(images, name, volume.image_path()).await?;
+        let from = volume.open_image(Image::Base, size).await?;
         image::copy_sparse(from, device.clone(), name, &job.token, advance).await?;
     }
     drop(gate);
@@ -310,9 +355,10 @@ async fn make(
         image::write_merged(device.clone(), name, wdiffs, &job.token, free, advance).await?;
     }
     drop(device);
-    let target = plan.target.clone();
-    blocking::run(move || commit(&*dir, &target)).await?;
-    Ok(Outcome { gid: Some(plan.gid.0), path: Some(plan.target.path.display().to_string()) })
+    let (owner, here, target) = (archive.clone(), volume.clone(), plan.target.clone());
+    blocking::run(move || target.commit(&owner, &here)).await?;
+    let path = plan.target.path(volume).display().to_string();
+    Ok(Outcome { gid: Some(plan.gid.0), path: Some(path) })
 }
 
 /// The diffs in portions that can be open together; the first one has all that an unfinished apply
@@ -328,56 +374,11 @@ fn rounds(plan: &Plan, max_open: usize) -> Vec<&[Diff]> {
     std::iter::once(first).filter(|r| !r.is_empty()).chain(rest.chunks(max_open.max(1))).collect()
 }
 
-/// The half-made image: a clone of the base image (true), or an empty file of its size. Blocks.
-fn clone_or_create(
-    volume: &Volume,
-    dir: &dyn DurableDir,
-    target: &Target,
-    size: u64,
-) -> Result<bool, RoleError> {
-    let tmp = target.half_made();
-    if target.elsewhere.is_some() {
-        volume.elsewhere.store(&Elsewhere { half_made: dir.path().join(&tmp) })?;
-    }
-    dir.remove(&tmp)?;
-    if volume.dir.reflink(IMAGE_FILE, dir, &tmp).is_ok() {
-        return Ok(true);
-    }
-    dir.set_len(&tmp, size).map_err(|e| RoleError::io("create", dir.path().join(&tmp), e))?;
-    Ok(false)
-}
-
-/// Makes the image last under its name. Blocks.
-fn commit(dir: &dyn DurableDir, target: &Target) -> Result<(), RoleError> {
-    let tmp = target.half_made();
-    dir.sync_file(&tmp).map_err(|e| RoleError::io("finish", &target.path, e))?;
-    Ok(dir.commit_dir(&tmp, &target.name)?)
-}
-
-/// The restored images below the volume's directory. Blocks.
-pub(crate) fn list(volume: &Volume) -> Result<Vec<Restored>, RoleError> {
-    if !volume.dir.has_dir(RESTORED_DIR) {
-        return Ok(Vec::new());
-    }
-    let dir = volume.dir.open_dir(RESTORED_DIR)?;
-    let mut found = Vec::new();
-    for name in dir.list()? {
-        let gid = name.strip_suffix(SUFFIX).and_then(|gid| gid.parse().ok());
-        let Some(gid) = gid else { continue };
-        let Some(info) = dir.look_at(&name)? else { continue };
-        let path = dir.path().join(&name).display().to_string();
-        let (size_bytes, created_s) = (info.len_bytes, info.modified_s);
-        found.push(Restored { gid, path, size_bytes, created_s });
-    }
-    found.sort_by_key(|r| r.gid);
-    Ok(found)
-}
-
-/// Deletes a restored image below the volume's directory. Blocks.
+/// Deletes a restored image. Blocks.
 pub(crate) fn delete(volume: &Volume, gid: Gid) -> Result<(), RoleError> {
-    if !list(volume)?.iter().any(|r| r.gid == gid.0) {
+    if !volume.images.restored()?.iter().any(|r| r.gid == gid.0) {
         let message = format!("volume {}: gid {gid} is not restored here", volume.name);
         return Err(RoleError::unknown_snapshot(&volume.name, message));
     }
-    Ok(volume.dir.open_dir(RESTORED_DIR)?.remove(&format!("{gid}{SUFFIX}"))?)
+    volume.images.remove(Image::Restored(gid))
 }

@@ -223,7 +223,7 @@ impl ArchiveRpc for Service {
 
     async fn list_restored(&self, request: Request<VolumeRef>) -> Answer<RestoredList> {
         let volume = self.0.volume(&request.get_ref().volume)?;
-        let restored = blocking::run(move || restore::list(&volume)).await?;
+        let restored = blocking::run(move || volume.images.restored()).await?;
         Ok(Response::new(RestoredList { restored }))
     }
 

@@ -6,7 +6,7 @@
 //! is opened before anything is promised; its wdiffs are leased for as long as it lives (I12); an
 //! apply may not run beside it ([`EXCLUDED`]), since it reads the base image as it is.
 
-use crate::archive::Archive;
+use crate::backend::Image;
 use crate::faults;
 use crate::image::{self, WAITING, merge_into};
 use crate::jobs::{APPLY, RESIZE};
@@ -45,11 +45,7 @@ pub(crate) struct View {
 impl View {
     /// Opens the image of the snapshot that begins at `gid`, clean or not. Everything that it needs
     /// is there when this returns.
-    pub(crate) async fn open(
-        archive: &Archive,
-        volume: &Arc<Volume>,
-        gid: Gid,
-    ) -> Result<Self, RoleError> {
+    pub(crate) async fn open(volume: &Arc<Volume>, gid: Gid) -> Result<Self, RoleError> {
         let name = volume.name.as_str();
         let lease = volume.with(|c| {
             let list = c.diffs.scan_list(&c.base, gid).map_err(|e| faults::snapshot(name, &e))?;
@@ -66,7 +62,7 @@ impl View {
                 .with_volume(name)
                 .with_next_step(step));
         }
-        let base = image::open(&archive.world.images, name, volume.image_path()).await?;
+        let base = volume.open_image(Image::Base, volume.size()).await?;
         let view = Self { volume: volume.clone(), base, lease };
         view.wdiffs().await?;
         Ok(view)

@@ -5,6 +5,7 @@
 //! holds `image_gate` for reading, who announces that it will write to the image holds it for
 //! writing.
 
+use crate::backend::{Image, VolumeImages};
 use crate::jobs::Jobs;
 use crate::leases::Leases;
 use crate::mount::Mounts;
@@ -12,26 +13,22 @@ use crate::record::{
     Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Progress, Record, STATE_FILE, Whole,
 };
 use crate::state::State;
+use block_io::device::BlockDevice;
 use parking_lot::Mutex;
 use proto::v1::Snapshot as SnapshotMessage;
+use server_kit::blocking;
 use server_kit::clock;
 use server_kit::durable::{DurableDir, StateFile, TmpFile};
 use server_kit::error::{Reason, RoleError};
 use server_kit::state_machine::{StateCell, StopFlag};
 use server_kit::volume_name::VolumeName;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::RwLock;
 use wdiff_format::diff_set::{DiffSet, RestorePoint};
 use wdiff_format::gid::{BaseState, Diff, Gid, Snapshot};
 use wdiff_format::name::to_file_name;
 use wlog_format::units::{Lb, LogUuid};
-
-/// Name of the base image in a volume's directory.
-pub(crate) const IMAGE_FILE: &str = "base.img";
-/// Directory of restored images in a volume's directory.
-pub(crate) const RESTORED_DIR: &str = "restored";
 
 /// What is known about a volume.
 pub(crate) struct Catalogue {
@@ -63,6 +60,7 @@ impl Catalogue {
 pub(crate) struct Volume {
     pub(crate) name: VolumeName,
     pub(crate) dir: Arc<dyn DurableDir>,
+    pub(crate) images: Arc<dyn VolumeImages>,
     pub(crate) cell: StateCell<State>,
     pub(crate) jobs: Jobs,
     pub(crate) leases: Leases,
@@ -80,6 +78,7 @@ impl Volume {
     pub(crate) fn new(
         name: VolumeName,
         dir: Arc<dyn DurableDir>,
+        images: Arc<dyn VolumeImages>,
         state: State,
         catalogue: Catalogue,
     ) -> Arc<Self> {
@@ -96,6 +95,7 @@ impl Volume {
             storing: Mutex::new(()),
             catalogue: Mutex::new(catalogue),
             dir,
+            images,
         })
     }
 
@@ -127,9 +127,14 @@ impl Volume {
         self.store(|record| record.state = state)
     }
 
-    /// Path of the base image.
-    pub(crate) fn image_path(&self) -> PathBuf {
-        self.dir.path().join(IMAGE_FILE)
+    /// Opens an image of this volume, which has this size, away from the async threads.
+    pub(crate) async fn open_image(
+        &self,
+        image: Image,
+        size: Lb,
+    ) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        let images = self.images.clone();
+        blocking::run(move || images.open(image, size)).await
     }
 
     /// Names of the files of diffs.
@@ -360,8 +365,6 @@ impl Volume {
         let mut doomed = self.dir.list()?;
         doomed.retain(|n| n.ends_with(wdiff_format::name::SUFFIX) || n == PROGRESS_FILE);
         self.dir.remove_all(&doomed)?;
-        self.dir.remove(IMAGE_FILE)?;
-        self.dir.remove_dir(RESTORED_DIR)?;
-        Ok(())
+        self.images.clear()
     }
 }

@@ -20,8 +20,9 @@ mod export;
 mod view;
 
 use crate::archive::Archive;
+use crate::backend::{CloneMethod, Image};
 use crate::restore::{self, Selected};
-use crate::volume::{IMAGE_FILE, Volume};
+use crate::volume::Volume;
 use block_io::nbd::{Export, NbdServer, server::Limits};
 use cow::Cow;
 use export::SnapshotExport;
@@ -167,25 +168,31 @@ pub(crate) async fn start(
 ) -> Result<Mounted, RoleError> {
     let volume = archive.volume(&request.volume)?;
     volume.require_active(MOUNT)?;
-    let (place, selected, clone) = enter(archive, &volume, &request).await?;
+    let (place, selected, base) = enter(archive, &volume, &request).await?;
     // From here on the files go with this, whatever happens.
-    let files = Files { volume: volume.clone(), clone, side: None, place };
+    let files = Files { volume: volume.clone(), base, side: None, place };
     serve(archive, &volume, &request, selected, files).await
 }
 
 /// What a mount has on the disk; cleaned away before its place is free.
 struct Files {
     volume: Arc<Volume>,
-    clone: Option<String>,
+    /// What is read: the base image, or a clone of it.
+    base: Image,
     side: Option<String>,
     place: Place,
 }
 
 impl Files {
     async fn remove(self) {
-        let Self { volume, clone, side, place } = self;
-        let names: Vec<String> = clone.into_iter().chain(side).collect();
-        let removed = blocking::run(move || volume.dir.remove_all(&names)).await;
+        let Self { volume, base, side, place } = self;
+        let remove = move || -> Result<(), RoleError> {
+            if base != Image::Base {
+                volume.images.remove(base)?;
+            }
+            Ok(volume.dir.remove_all(&Vec::from_iter(side))?)
+        };
+        let removed = blocking::run(remove).await;
         if let Err(error) = removed {
             tracing::warn!(error = error.full_message(), "what a mount left cannot be removed");
         }
@@ -198,7 +205,7 @@ async fn enter(
     archive: &Arc<Archive>,
     volume: &Arc<Volume>,
     request: &MountRequest,
-) -> Result<(Place, Selected, Option<String>), RoleError> {
+) -> Result<(Place, Selected, Image), RoleError> {
     let name = volume.name.as_str();
     let point = match request.point {
         Some(mount_request::Point::Gid(gid)) => restore_request::Point::Gid(gid),
@@ -211,19 +218,23 @@ async fn enter(
     let _gate = volume.image_gate.clone().read_owned().await;
     let selected = restore::select(volume, point)?;
     let place = volume.mounts.enter(name, selected.gid, archive.ending.child_token())?;
-    if !archive.reflinks {
-        return Ok((place, selected, None));
+    if volume.images.clone_method() == CloneMethod::Copy {
+        return Ok((place, selected, Image::Base));
     }
-    let (dir, clone) = (volume.dir.clone(), place.file("img"));
-    let to = clone.clone();
-    let cloned = blocking::run(move || {
-        dir.reflink(IMAGE_FILE, &*dir, &to)
-            .map_err(|e| RoleError::io("clone the base image to", dir.path().join(&to), e))
-    });
-    // A file system that does not want to clone just now: the mount holds the base image.
-    let Ok(()) = cloned.await else { return Ok((place, selected, None)) };
-    place.change(|entry| entry.holds_base = false);
-    Ok((place, selected, Some(clone)))
+    let (images, clone) = (volume.images.clone(), Image::Mount(place.number));
+    match blocking::run(move || images.clone_base(clone)).await {
+        Ok(true) => {
+            place.change(|entry| entry.holds_base = false);
+            return Ok((place, selected, clone));
+        }
+        Ok(false) => {}
+        Err(error) => {
+            let error = error.full_message();
+            tracing::warn!(volume = name, error, "a mount reads the base image, not a clone of it");
+        }
+    }
+    // Nothing can be cloned just now: the mount holds the base image.
+    Ok((place, selected, Image::Base))
 }
 
 /// Opens all that the export needs, and serves it in the background until it is ended.
@@ -274,8 +285,7 @@ async fn open(
 ) -> Result<(NbdServer, block_io::nbd::Listener, Mounted), RoleError> {
     let name = volume.name.as_str();
     let (gid, timestamp_s) = (selected.gid.0, selected.timestamp);
-    let base = files.clone.as_deref().unwrap_or(IMAGE_FILE);
-    let (view, wdiffs) = View::open(archive, volume, base, selected).await?;
+    let (view, wdiffs) = View::open(archive, volume, files.base, selected).await?;
     let view = Arc::new(view);
     let records = view.records() as u64;
     let cow = if request.writable {

@@ -4,8 +4,8 @@
 //! at a time; what was uncompressed is kept for the next reader, within [`CACHE_BYTES`].
 
 use crate::archive::Archive;
+use crate::backend::Image;
 use crate::faults;
-use crate::image;
 use crate::leases::Lease;
 use crate::restore::Selected;
 use crate::volume::Volume;
@@ -53,11 +53,11 @@ impl View {
     pub(super) async fn open(
         archive: &Arc<Archive>,
         volume: &Arc<Volume>,
-        base: &str,
+        base: Image,
         selected: Selected,
     ) -> Result<(Self, u64), RoleError> {
         let name = volume.name.to_string();
-        let base = image::open(&archive.world.images, &name, volume.dir.path().join(base)).await?;
+        let base = volume.open_image(base, volume.size()).await?;
         // Of the image that is read: the volume may grow meanwhile.
         let size = Lb::from_bytes(base.size_bytes());
         let count = selected.diffs.len();

@@ -2,8 +2,8 @@
 
 use super::Replication;
 use super::plan::Batch;
+use crate::backend::Image;
 use crate::faults;
-use crate::image;
 use crate::view::View;
 use block_io::device::BlockDevice;
 use futures::TryStreamExt;
@@ -38,8 +38,7 @@ const QUEUE: usize = 2;
 impl Replication {
     /// The image, which stays as it is for as long as this job runs.
     async fn image(&self) -> Result<Arc<dyn BlockDevice>, RoleError> {
-        let (volume, images) = (&self.volume, &self.archive.world.images);
-        image::open(images, volume.name.as_str(), volume.image_path()).await
+        self.volume.open_image(Image::Base, self.volume.size()).await
     }
 
     fn said(&self) -> (LogUuid, Lb, BaseState) {
@@ -140,7 +139,7 @@ impl Replication {
         let mut diff = Diff::new(from, to).map_err(failed)?;
         (diff.mergeable, diff.comparison, diff.timestamp) = (true, true, timestamp);
         let start = self.hash_start(reply.session, to).await?;
-        let view = View::open(&self.archive, &self.volume, to.begin()).await?;
+        let view = View::open(&self.volume, to.begin()).await?;
         let cells = view.cells(hash_sync::spans(&start)?, self.scan_bytes_per_s).await?;
         self.compare(start, cells, HashEnd::Diff(diff.into())).await
     }
