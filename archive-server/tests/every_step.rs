@@ -12,11 +12,12 @@
 
 mod common;
 
-use common::fuse::Fuse;
+use archive_server::World;
 use common::pair::Wire;
 use common::sync::snapshot;
 use common::{Archive, Client, Device, UUID, VOLUME, filled, messages, meta, same, start_of};
 use proto::v1::{OperationStatus, Peer, ReplicateRequest, ResizeRequest, WdiffResult};
+use server_kit::durable::Fuse;
 use tempfile::TempDir;
 use wlog_format::units::LogUuid;
 
@@ -33,8 +34,9 @@ fn device(steps: u64) -> Device {
 
 /// An archive behind a fuse.
 fn fused(dir: &TempDir) -> (Archive, Fuse) {
-    let fuse = Fuse::new();
-    (Archive::within(dir, common::settings(), fuse.world()), fuse)
+    let fuse = Fuse::whole();
+    let world = World { open_dir: fuse.dirs(), ..World::real() };
+    (Archive::within(dir, common::settings(), world), fuse)
 }
 
 async fn empty_diff(client: &mut Client, begin: u64, end: u64, uuid: LogUuid) -> WdiffResult {

@@ -11,7 +11,7 @@
 mod common;
 use common::archive::{Archive, Order};
 use common::log::Device;
-use common::{Place, Proxy, names, started, until};
+use common::{Place, Proxy, names, started, until, with_one_wdiff};
 use proto::v1::{Empty, StopMode, VolumeRef};
 use proxy_server::{World, serve_on};
 use server_kit::durable::{RealDir, StateFile};
@@ -160,12 +160,7 @@ async fn a_log_that_comes_again_after_a_kill_makes_one_wdiff() {
 
 #[tokio::test]
 async fn two_files_with_the_same_gids_become_one_at_start() {
-    let place = Place::new();
-    let proxy = Proxy::start(&place).await;
-    started(&place, &proxy).await;
-    let mut device = Device::new();
-    let ios = device.random_ios(10, 64);
-    proxy.send(device.write(&ios).messages()).await.unwrap();
+    let (place, proxy) = with_one_wdiff().await;
     proxy.kill().await;
     let name = place.staged("a0").remove(0);
     let dir = place.queue_dir("a0");
@@ -208,12 +203,7 @@ async fn a_storage_server_that_dies_in_the_middle_leaves_nothing() {
 
 #[tokio::test]
 async fn what_is_half_made_or_half_deleted_goes_at_start() {
-    let place = Place::new();
-    let proxy = Proxy::start(&place).await;
-    started(&place, &proxy).await;
-    let mut device = Device::new();
-    let ios = device.random_ios(10, 64);
-    proxy.send(device.write(&ios).messages()).await.unwrap();
+    let (place, proxy) = with_one_wdiff().await;
     proxy.kill().await;
     let base = place.base();
     // Volumes whose creation or deletion was cut short, and archives.
@@ -236,12 +226,7 @@ async fn what_is_half_made_or_half_deleted_goes_at_start() {
 
 #[tokio::test]
 async fn a_deletion_that_was_cut_short_before_its_record_went_did_not_happen() {
-    let place = Place::new();
-    let proxy = Proxy::start(&place).await;
-    started(&place, &proxy).await;
-    let mut device = Device::new();
-    let ios = device.random_ios(10, 64);
-    proxy.send(device.write(&ios).messages()).await.unwrap();
+    let (place, proxy) = with_one_wdiff().await;
     proxy.kill().await;
     let moved = std::process::Command::new("mv")
         .args([place.queue_dir("a0"), place.queue_dir("a0.tmp")])
@@ -254,12 +239,7 @@ async fn a_deletion_that_was_cut_short_before_its_record_went_did_not_happen() {
 
 #[tokio::test]
 async fn a_queue_whose_record_is_lost_is_told_and_not_thrown_away() {
-    let place = Place::new();
-    let proxy = Proxy::start(&place).await;
-    started(&place, &proxy).await;
-    let mut device = Device::new();
-    let ios = device.random_ios(10, 64);
-    proxy.send(device.write(&ios).messages()).await.unwrap();
+    let (place, proxy) = with_one_wdiff().await;
     proxy.kill().await;
     fs::remove_file(place.volume_dir().join("a0.archive")).unwrap();
     let proxy = Proxy::start(&place).await;
@@ -321,12 +301,7 @@ async fn a_damaged_state_file_is_named_and_other_volumes_go_on() {
 
 #[tokio::test]
 async fn staged_wdiffs_without_their_volume_state_are_not_thrown_away() {
-    let place = Place::new();
-    let proxy = Proxy::start(&place).await;
-    started(&place, &proxy).await;
-    let mut device = Device::new();
-    let ios = device.random_ios(10, 64);
-    proxy.send(device.write(&ios).messages()).await.unwrap();
+    let (place, proxy) = with_one_wdiff().await;
     proxy.kill().await;
     fs::remove_file(place.volume_dir().join("state")).unwrap();
     let proxy = Proxy::start(&place).await;

@@ -15,9 +15,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use wdiff_format::io_at::ReadObject;
 
 mod base;
+mod fuse;
 mod real;
 mod state_file;
 pub use base::{ROLE_FILE, claim_base};
+pub use fuse::Fuse;
 pub use real::{OpenDir, RealDir, real_dirs};
 pub use state_file::StateFile;
 

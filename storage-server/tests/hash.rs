@@ -10,9 +10,9 @@
 
 mod common;
 
-use common::storage::Fuse;
 use common::{Behaviour, Cluster, StorageOptions, VOLUME};
 use proto::v1::{GapCause, HashBackupRequest, OperationRef, OperationStatus, Reason, StopMode};
+use server_kit::durable::Fuse;
 use server_kit::error::RoleError;
 use storage_server::device::Regions;
 use wlog_format::units::LogUuid;

@@ -9,12 +9,11 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use common::storage::Fuse;
 use common::{Behaviour, Cluster, StorageOptions, VOLUME, eventually};
 use proto::v1::{GapCause, StopMode, StorageMode};
+use server_kit::durable::Fuse;
 use storage_server::serve::Resync;
 
 fn auto() -> StorageOptions {
@@ -75,13 +74,13 @@ async fn an_overflow_heals_by_itself_as_soon_as_the_archive_agrees() {
 
 #[tokio::test]
 async fn an_overflow_that_a_full_disk_could_not_remember_heals_when_there_is_room_again() {
-    let fuse = Fuse::new(i64::MAX / 2);
-    let options = StorageOptions { fuse: Some(Arc::clone(&fuse)), ..auto() };
+    let fuse = Fuse::whole();
+    let options = StorageOptions { fuse: Some(fuse.clone()), ..auto() };
     let mut cluster = Cluster::target(4, options).await;
     cluster.device.scribble(10).await;
     cluster.check_restorable().await;
     cluster.proxies.iter().for_each(|p| p.behave(Behaviour::Refuse));
-    fuse.blow();
+    fuse.set(0);
     cluster.device.fill(8 << 20).await;
     eventually("the overflow is seen, and cannot be remembered", || async {
         let view = cluster.storage.get(VOLUME).await;

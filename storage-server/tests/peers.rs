@@ -11,11 +11,11 @@
 mod common;
 
 use common::device::SIZE_BYTES;
-use common::storage::Fuse;
 use common::{Cluster, StorageOptions, StubArchive, VOLUME};
 use proto::v1::{
     Empty, Peer, Peers, Reason, ResetStorageRequest, ResizeRequest, StopMode, VolumeRef,
 };
+use server_kit::durable::Fuse;
 use server_kit::error::RoleError;
 use server_kit::net::Endpoint;
 use tonic::Status;

@@ -10,9 +10,9 @@
 
 mod common;
 
-use common::storage::Fuse;
 use common::{Behaviour, Cluster, StorageOptions, VOLUME, eventually};
 use proto::v1::{StopMode, StorageMode};
+use server_kit::durable::Fuse;
 
 fn fused(steps: i64) -> StorageOptions {
     StorageOptions { fuse: Some(Fuse::new(steps)), ..StorageOptions::default() }

@@ -11,12 +11,12 @@
 mod common;
 
 use common::device::SIZE_BYTES;
-use common::storage::Fuse;
 use common::{Cluster, StorageOptions, VOLUME, checks, eventually};
 use proto::v1::{
     GapCause, Operation, OperationStatus, Peer, Reason, ResizeRequest, RestoreToDeviceRequest,
     StopMode, StorageMode,
 };
+use server_kit::durable::Fuse;
 use server_kit::error::RoleError;
 use storage_server::serve::Resync;
 use tonic::Status;

@@ -2,7 +2,6 @@
 //! known.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-pub mod fuse;
 pub mod hooked;
 pub mod pair;
 pub mod sync;

@@ -274,8 +274,8 @@ impl<'a> Case<'a> {
             })
     }
 
-    /// The job of these kinds that began last, with its server. A server lists its jobs in the order
-    /// in which they began: of several in one second the last one counts.
+    /// The job of these kinds that began last, with its server. A server lists its jobs in the
+    /// order in which they began: of several in one second the last one counts.
     #[must_use]
     pub fn last_operation(&self, kinds: &[&str]) -> Option<(&'a str, &'a v1::Operation)> {
         let of_kinds = self.operations.iter().filter(|(_, op)| kinds.contains(&op.kind.as_str()));

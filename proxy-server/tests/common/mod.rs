@@ -184,6 +184,17 @@ pub(crate) fn info(archive: &str, at: &Endpoint) -> ArchiveInfo {
     }
 }
 
+/// A started volume of which one wdiff is staged, for an archive that is not there.
+pub(crate) async fn with_one_wdiff() -> (Place, Proxy) {
+    let place = Place::new();
+    let proxy = Proxy::start(&place).await;
+    started(&place, &proxy).await;
+    let mut device = log::Device::new();
+    let ios = device.random_ios(10, 64);
+    proxy.send(device.write(&ios).messages()).await.unwrap();
+    (place, proxy)
+}
+
 /// A started volume that sends to one archive.
 pub(crate) async fn started(place: &Place, proxy: &Proxy) {
     proxy.add("a0", &place.socket("a0")).await.unwrap();

@@ -1,9 +1,7 @@
 //! A storage server in a runtime of its own, so that it can be killed at any instant.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use ::storage_server::book::{self, Record};
@@ -17,7 +15,7 @@ use parking_lot::Mutex;
 use proto::v1::host_client::HostClient;
 use proto::v1::storage_client::StorageClient;
 use proto::v1::*;
-use server_kit::durable::{DurableDir, DurableError, DurableFile, FileInfo, RealDir, StateFile};
+use server_kit::durable::{Fuse, RealDir, StateFile};
 use server_kit::error::RoleError;
 use server_kit::net::{Connector, Endpoint, RealConnector};
 use server_kit::shutdown::Shutdown;
@@ -26,131 +24,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::Channel;
-use wdiff_format::io_at::ReadObject;
 use wlog_format::units::{Lb, LogUuid, Lsid};
 
 use super::proxy::Wire;
-
-/// Lets a number of steps reach the disk; from then on none does, as if the process had been
-/// killed there.
-#[derive(Default)]
-pub struct Fuse {
-    left: AtomicI64,
-}
-
-impl Fuse {
-    pub fn new(steps: i64) -> Arc<Self> {
-        Arc::new(Self { left: AtomicI64::new(steps) })
-    }
-
-    pub fn is_blown(&self) -> bool {
-        self.left.load(Ordering::SeqCst) < 0
-    }
-
-    /// From now on no step reaches the disk.
-    pub fn blow(&self) {
-        self.left.store(0, Ordering::SeqCst);
-    }
-
-    /// The disk works again.
-    pub fn mend(&self) {
-        self.left.store(i64::MAX / 2, Ordering::SeqCst);
-    }
-
-    fn step(&self) -> io::Result<()> {
-        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 {
-            return Ok(());
-        }
-        self.left.store(-1, Ordering::SeqCst);
-        Err(io::Error::other("killed here"))
-    }
-}
-
-struct FusedDir(Arc<dyn DurableDir>, Arc<Fuse>);
-struct FusedFile(Box<dyn DurableFile>, Arc<Fuse>);
-
-impl io::Write for FusedFile {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.0.write(data)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-impl DurableFile for FusedFile {
-    fn sync(&mut self) -> io::Result<()> {
-        self.1.step()?;
-        self.0.sync()
-    }
-    fn discard(&mut self) {
-        self.0.discard();
-    }
-}
-
-impl DurableDir for FusedDir {
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-    fn create(&self, name: &str) -> io::Result<Box<dyn DurableFile>> {
-        self.1.step()?;
-        Ok(Box::new(FusedFile(self.0.create(name)?, Arc::clone(&self.1))))
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.1.step()?;
-        self.0.rename(from, to)
-    }
-    fn unlink(&self, name: &str) -> io::Result<()> {
-        self.1.step()?;
-        self.0.unlink(name)
-    }
-    fn hard_link(&self, name: &str, target: &Path) -> io::Result<()> {
-        self.1.step()?;
-        self.0.hard_link(name, target)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.1.step()?;
-        self.0.sync()
-    }
-    fn read_file(&self, name: &str) -> io::Result<Vec<u8>> {
-        self.0.read_file(name)
-    }
-    fn names(&self) -> io::Result<Vec<String>> {
-        self.0.names()
-    }
-    fn open_file(&self, name: &str) -> io::Result<ReadObject> {
-        self.0.open_file(name)
-    }
-    fn info(&self, name: &str) -> io::Result<FileInfo> {
-        self.0.info(name)
-    }
-    fn set_len(&self, name: &str, len_bytes: u64) -> io::Result<()> {
-        self.1.step()?;
-        self.0.set_len(name, len_bytes)
-    }
-    fn sync_file(&self, name: &str) -> io::Result<()> {
-        self.1.step()?;
-        self.0.sync_file(name)
-    }
-    fn reflink(&self, name: &str, into: &dyn DurableDir, new: &str) -> io::Result<()> {
-        self.1.step()?;
-        self.0.reflink(name, into, new)
-    }
-    fn make_dir(&self, name: &str) -> io::Result<()> {
-        self.1.step()?;
-        self.0.make_dir(name)
-    }
-    fn remove_tree(&self, name: &str) -> io::Result<()> {
-        self.1.step()?;
-        self.0.remove_tree(name)
-    }
-    fn open_dir(&self, name: &str) -> Result<Arc<dyn DurableDir>, DurableError> {
-        Ok(Arc::new(FusedDir(self.0.open_dir(name)?, Arc::clone(&self.1))))
-    }
-    fn free_bytes(&self) -> Result<u64, DurableError> {
-        self.0.free_bytes()
-    }
-}
 
 /// The record of a volume as it is on the disk now.
 pub fn on_disk(base: &Path, volume: &str) -> Option<Record> {
@@ -252,7 +128,7 @@ impl WalbDevice for WatchedDevice {
 pub struct StorageOptions {
     pub max_wlog_send: u64,
     pub snapshot_interval: Duration,
-    pub fuse: Option<Arc<Fuse>>,
+    pub fuse: Option<Fuse>,
     pub resync: Resync,
     pub archive_poll: Duration,
 }
@@ -323,10 +199,7 @@ impl Storage {
         let (wire, map) = (self.wire.clone(), Arc::clone(&self.map));
         world.devices = Arc::new(Watched(control, wire, self.base.clone(), map));
         if let Some(fuse) = options.fuse {
-            world.open_dir = Arc::new(move |path| {
-                let dir = Arc::new(RealDir::create(path)?);
-                Ok(Arc::new(FusedDir(dir, Arc::clone(&fuse))))
-            });
+            world.open_dir = fuse.dirs();
         }
         let opened = runtime.spawn(async move {
             let role = StorageRole::open(&args, world, Shutdown::new()).await.unwrap();

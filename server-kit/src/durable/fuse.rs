@@ -1,30 +1,51 @@
-//! A directory that stops to change after so many steps, as if the process had been killed there.
-#![allow(dead_code, reason = "each test file uses its part")]
+//! A directory that stops to change after so many steps, as if the process had been killed there:
+//! how tests kill a role at every step to its disk (I9).
 
-use archive_server::World;
-use server_kit::durable::{DurableDir, DurableError, DurableFile, FileInfo, real_dirs};
+use super::{DurableDir, DurableError, DurableFile, FileInfo, OpenDir, real_dirs};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use wdiff_format::io_at::ReadObject;
 
-/// Steps that still reach the disk.
-#[derive(Clone)]
+/// Steps that still reach the disk. Clones share them.
+#[derive(Debug, Clone)]
 pub struct Fuse(Arc<AtomicI64>);
 
 impl Fuse {
-    pub fn new() -> Self {
-        Self(Arc::new(AtomicI64::new(i64::MAX / 2)))
+    /// So many steps, and no more.
+    #[must_use]
+    pub fn new(steps: i64) -> Self {
+        Self(Arc::new(AtomicI64::new(steps)))
     }
 
-    /// From now on so many, and no more.
+    /// Every step, until something else is said.
+    #[must_use]
+    pub fn whole() -> Self {
+        Self::new(i64::MAX / 2)
+    }
+
+    /// From now on so many steps, and no more.
     pub fn set(&self, steps: i64) {
         self.0.store(steps, Ordering::SeqCst);
     }
 
+    /// The disk works again.
+    pub fn mend(&self) {
+        self.set(i64::MAX / 2);
+    }
+
+    /// Whether a step was wanted that did not reach the disk.
+    #[must_use]
     pub fn is_blown(&self) -> bool {
         self.0.load(Ordering::SeqCst) < 0
+    }
+
+    /// Directories of the file system behind this fuse.
+    #[must_use]
+    pub fn dirs(&self) -> OpenDir {
+        let (fuse, real) = (self.clone(), real_dirs());
+        Arc::new(move |path| Ok(Arc::new(FusedDir(real(path)?, fuse.clone()))))
     }
 
     fn step(&self) -> io::Result<()> {
@@ -33,14 +54,6 @@ impl Fuse {
         }
         self.0.store(-1, Ordering::SeqCst);
         Err(io::Error::other("killed here"))
-    }
-
-    /// The real world behind the fuse.
-    pub fn world(&self) -> World {
-        let (fuse, real) = (self.clone(), real_dirs());
-        let open_dir: server_kit::durable::OpenDir =
-            Arc::new(move |path| Ok(Arc::new(FusedDir(real(path)?, fuse.clone()))));
-        World { open_dir, ..World::real() }
     }
 }
 
