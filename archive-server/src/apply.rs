@@ -9,7 +9,7 @@ use crate::archive::{Archive, turn};
 use crate::backend::Image;
 use crate::faults;
 use crate::image;
-use crate::jobs::{APPLY, HASH_SYNC, Job, KEEP, MERGE, READ, REPLICATE, RESIZE, RESYNC};
+use crate::jobs::{APPLY, HASH_SYNC, Job, KEEP, MERGE, READ, REPLICATE, RESYNC};
 use crate::restore::restorable_at;
 use crate::volume::Volume;
 use proto::v1::{ApplyRequest, apply_request::Point};
@@ -24,7 +24,7 @@ use std::time::Duration;
 use wdiff_format::gid::{BaseState, Diff, Gid, walk};
 
 /// What must not run beside it (`semantics.md` §5.2).
-const EXCLUDED: [&str; 8] = [APPLY, MERGE, KEEP, HASH_SYNC, REPLICATE, READ, RESIZE, RESYNC];
+const EXCLUDED: [&str; 7] = [APPLY, MERGE, KEEP, HASH_SYNC, REPLICATE, READ, RESYNC];
 /// Pauses between the attempts to finish an interrupted apply.
 const MEND_MIN: Duration = Duration::from_secs(1);
 const MEND_MAX: Duration = Duration::from_secs(300);
@@ -188,6 +188,7 @@ async fn rounds(
         }
         total += volume.size().bytes();
         handle.set_total(total);
+        volume.images.room(archive.settings.reserve_bytes)?;
         apply_round(volume, (job, handle, &mut pace), round).await?;
     }
 }

@@ -4,7 +4,7 @@
 //! others from serving; a volume appears and disappears as a whole (its directory takes its name,
 //! or loses it, in one step); creating and removing volumes is done by one at a time.
 
-use crate::backend::Backends;
+use crate::backend::{BackendChoice, Backends};
 use crate::jobs::Job;
 use crate::load;
 use crate::record::{Kept, Record, STATE_FILE};
@@ -95,7 +95,7 @@ pub(crate) struct Archive {
     pub(crate) writers: Arc<Semaphore>,
     /// Turns of wdiffs that are received.
     pub(crate) receivers: Semaphore,
-    backends: Backends,
+    pub(crate) backends: Backends,
     volumes: Mutex<BTreeMap<VolumeName, Arc<Volume>>>,
     lifecycle: tokio::sync::Mutex<()>,
 }
@@ -111,17 +111,17 @@ impl Archive {
         id: ServerId,
         settings: Settings,
         operations: Operations,
-        world: World,
+        (backend, world): (BackendChoice, World),
         ending: CancellationToken,
     ) -> Result<Arc<Self>, RoleError> {
         let (base, open_dir) = (base.to_owned(), world.open_dir.clone());
-        let images = world.images.clone();
+        let (images, name) = (world.images.clone(), id.clone());
         let load = move || -> Result<_, RoleError> {
             let base = open_dir(&base)?;
             claim_base(&base, "archive")?;
             base.remove_tmp_dirs()?;
             base.remove_tmp_files()?;
-            let backends = Backends::open(&*base, images);
+            let backends = Backends::open(backend, &name, &*base, images)?;
             let volumes = load::all(&base, &backends)?;
             Ok((base, backends, volumes))
         };
@@ -141,6 +141,7 @@ impl Archive {
             volumes: Mutex::new(volumes),
             lifecycle: tokio::sync::Mutex::default(),
         });
+        archive.backends.watch(archive.ending.clone());
         for volume in archive.volumes() {
             crate::apply::mend(&archive, &volume);
         }
@@ -174,6 +175,15 @@ impl Archive {
         let (base, new) = (self.base.clone(), name.clone());
         let dir = blocking::run(move || make(&*base, &new)).await?;
         let images = self.backends.of(&name, &dir);
+        let (base, new, begun) = (self.base.clone(), name.clone(), images.clone());
+        let begin = move || {
+            let done = begun.begin();
+            if done.is_err() {
+                base.remove_dir(new.as_str())?;
+            }
+            done
+        };
+        blocking::run(begin).await?;
         let (record, damaged) = (Record::new(), |e: GidError| RoleError::damaged(e.to_string()));
         let catalogue = Catalogue::new(record.clone(), record.base().map_err(damaged)?);
         let volume = Volume::new(name.clone(), dir, images, State::SyncReady, catalogue);

@@ -2,6 +2,7 @@
 //! serving.
 
 use crate::archive::{Archive, Settings};
+use crate::backend::BackendChoice;
 use crate::service::Service;
 use crate::world::World;
 use proto::v1::Role;
@@ -14,17 +15,57 @@ use server_kit::operations::Operations;
 use server_kit::role::RoleServer;
 use server_kit::shutdown::Shutdown;
 use server_kit::units::parse_size;
-use server_kit::volume_name::ServerId;
+use server_kit::volume_name::{BadName, ServerId, VolumeName};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::str::FromStr;
 use tonic::service::Routes;
 
 /// Where base images live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Backend {
     /// Sparse files below the base directory, cloned where the file system can.
     #[default]
     File,
+    /// A block device for each volume (--image)
+    Block,
+    /// Thin volumes of LVM (--vg, --pool), cloned by snapshots
+    LvmThin,
+}
+
+/// The block device of a volume's base image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImageDevice {
+    volume: VolumeName,
+    device: PathBuf,
+}
+
+impl FromStr for ImageDevice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shape = || format!("`{text}` is not VOLUME=DEVICE");
+        let (volume, device) = text.split_once('=').ok_or_else(shape)?;
+        let (volume, device) = (volume.parse(), PathBuf::from(device));
+        let volume = volume.map_err(|e: BadName| e.to_string())?;
+        if device.is_absolute() { Ok(Self { volume, device }) } else { Err(shape()) }
+    }
+}
+
+impl TryFrom<String> for ImageDevice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<ImageDevice> for String {
+    fn from(image: ImageDevice) -> Self {
+        format!("{}={}", image.volume, image.device.display())
+    }
 }
 
 /// What `walb-archive serve` needs to know.
@@ -47,6 +88,16 @@ pub struct ServeArgs {
     /// Where base images live
     #[arg(long, value_enum, value_name = "BACKEND")]
     pub backend: Option<Backend>,
+    /// Block device of a volume's base image, for --backend block; repeatable
+    #[arg(long, value_name = "VOLUME=DEVICE")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub image: Vec<ImageDevice>,
+    /// Volume group of the base images, for --backend lvm-thin
+    #[arg(long, value_name = "VG")]
+    pub vg: Option<String>,
+    /// Thin pool of the base images, for --backend lvm-thin
+    #[arg(long, value_name = "POOL")]
+    pub pool: Option<String>,
     /// Listen without TLS where others can reach it
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -64,6 +115,36 @@ pub struct ServeArgs {
 }
 
 impl ServeArgs {
+    /// The backend; flags of another one are a mistake.
+    fn backend(&self) -> Result<BackendChoice, anyhow::Error> {
+        let backend = self.backend.unwrap_or_default();
+        let foreign = [
+            (!self.image.is_empty() && backend != Backend::Block, "--image", "block"),
+            (self.vg.is_some() && backend != Backend::LvmThin, "--vg", "lvm-thin"),
+            (self.pool.is_some() && backend != Backend::LvmThin, "--pool", "lvm-thin"),
+        ];
+        if let Some((_, flag, of)) = foreign.iter().find(|(given, _, _)| *given) {
+            return Err(RoleError::bad_request(format!("{flag} is for --backend {of}")).into());
+        }
+        Ok(match backend {
+            Backend::File => BackendChoice::File,
+            Backend::LvmThin => BackendChoice::LvmThin {
+                vg: required(self.vg.clone(), "vg")?,
+                pool: required(self.pool.clone(), "pool")?,
+            },
+            Backend::Block => {
+                let mut devices = BTreeMap::new();
+                for ImageDevice { volume, device } in &self.image {
+                    if devices.insert(volume.clone(), device.clone()).is_some() {
+                        let message = format!("volume {volume} is given two devices by --image");
+                        return Err(RoleError::bad_request(message).into());
+                    }
+                }
+                BackendChoice::Block(devices)
+            }
+        })
+    }
+
     fn settings(&self) -> Result<Settings, RoleError> {
         let default = Settings::default();
         let size = |text: &Option<String>, default| match text {
@@ -86,7 +167,8 @@ pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let listen = required(args.listen.clone(), "listen")?;
     let id = required(args.id.clone(), "id")?;
     let listener = Listener::bind(&listen, args.insecure).await?;
-    let server = Server { base, id, settings: args.settings()?, world: World::real() };
+    let (settings, backend) = (args.settings()?, args.backend()?);
+    let server = Server { base, id, settings, backend, world: World::real() };
     server.run(listener, shutdown).await?;
     Ok(())
 }
@@ -99,6 +181,8 @@ pub struct Server {
     pub id: ServerId,
     /// What can be set.
     pub settings: Settings,
+    /// Where base images live.
+    pub backend: BackendChoice,
     /// The world outside.
     pub world: World,
 }
@@ -109,11 +193,12 @@ impl Server {
     /// # Errors
     /// The base directory or the transport fails.
     pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), RoleError> {
-        let Self { base, id, settings, world } = self;
+        let Self { base, id, settings, backend, world } = self;
         let operations = Operations::new();
         let ending = shutdown.requested();
         let operated = operations.clone();
-        let archive = Archive::open(&base, id.clone(), settings, operated, world, ending).await?;
+        let outside = (backend, world);
+        let archive = Archive::open(&base, id.clone(), settings, operated, outside, ending).await?;
         let routes = Routes::new(ArchiveServer::new(Service(archive)));
         let base = Some(base);
         RoleServer { role: Role::Archive, id, base, listener, operations, shutdown }

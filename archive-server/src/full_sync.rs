@@ -2,12 +2,12 @@
 //!
 //! A session is announced first; it holds the volume until it is used, replaced, or forgotten after
 //! a silence. Invariants: the progress that is kept is behind a flush; whatever lies behind it in
-//! the image is a hole when a session begins, so zeros need not be written; a full backup that
+//! the image reads as zeros when a session begins, or zeros are written too; a full backup that
 //! fails leaves `SyncReady` and its progress; it counts when base, uuids and state are durable in
 //! one file.
 
 use crate::archive::{Archive, parse_name, refused};
-use crate::backend::Image;
+use crate::backend::{Image, Rest};
 use crate::image::ImageWriter;
 use crate::jobs::{FULL_SYNC, Job, RESIZE};
 use crate::record::{Progress, Replica, Whole};
@@ -85,6 +85,7 @@ pub(crate) async fn announce(
         let message = format!("cannot receive a full backup of {size} blocks");
         return Err(RoleError::wrong_size(message).with_volume(name));
     }
+    volume.images.room(archive.settings.reserve_bytes)?;
     archive.sessions.drop_session(&volume.name);
     let change = volume.cell.begin(&[State::SyncReady], State::FullSync);
     let change = change.map_err(|e| refused(volume, e, "make a full backup of"))?;
@@ -197,6 +198,8 @@ struct Filling<'a> {
     writer: ImageWriter,
     log_uuid: LogUuid,
     source: Source,
+    /// What is in the image where nothing was written.
+    rest: Rest,
     size: Lb,
     /// Everything below has arrived.
     at: u64,
@@ -215,7 +218,7 @@ where
 {
     let Prepared { volume, change, job, size, source, start_bytes } = prepared;
     let (here, progress) = (volume.clone(), source.progress(log_uuid, size, start_bytes));
-    blocking::run(move || lay_out(&here, progress)).await?;
+    let rest = blocking::run(move || lay_out(&here, progress)).await?;
     let name = volume.name.as_str();
     let device = volume.open_image(Image::Base, size).await?;
     handle.set_total(size.bytes());
@@ -227,6 +230,7 @@ where
         writer: ImageWriter::new(device, name),
         log_uuid,
         source,
+        rest,
         size,
         at: start_bytes,
         durable: start_bytes,
@@ -258,8 +262,8 @@ where
     Ok((FullSyncReply { archive_uuid }, sent.end().0))
 }
 
-/// The image as it is when a session begins: whole up to the progress, a hole behind it. Blocks.
-fn lay_out(volume: &Volume, progress: Progress) -> Result<(), RoleError> {
+/// The image as it is when a session begins: whole up to the progress. Blocks.
+fn lay_out(volume: &Volume, progress: Progress) -> Result<Rest, RoleError> {
     // First, so that a later session does not trust an image of something else.
     volume.progress.store(&progress)?;
     volume.images.lay_out(Lb::from_bytes(progress.durable_bytes), Lb(progress.size_lb))
@@ -327,6 +331,8 @@ impl Filling<'_> {
         }
         if !data.is_empty() {
             self.writer.write(offset, data).await?;
+        } else if self.rest == Rest::Unknown {
+            self.writer.zero(offset, len).await?;
         }
         self.at += len;
         self.handle.advance(len);

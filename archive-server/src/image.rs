@@ -127,7 +127,7 @@ impl ImageWriter {
         self.start(Box::pin(async move { device.write_hole(offset, len).await })).await
     }
 
-    /// Begins to copy a range of `from`.
+    /// Begins to copy a range of `from` to where only zeros are: those are not written.
     pub(crate) async fn copy(
         &mut self,
         from: &Arc<dyn BlockDevice>,
@@ -137,6 +137,9 @@ impl ImageWriter {
         let (from, device) = (from.clone(), self.device.clone());
         let request = async move {
             let data = from.read(offset, len).await?;
+            if data.iter().all(|byte| *byte == 0) {
+                return Ok(());
+            }
             device.write(offset, vec![data]).await
         };
         self.start(Box::pin(request)).await
@@ -249,7 +252,8 @@ pub(crate) fn merge_into(
     Ok(())
 }
 
-/// Copies all that is not a hole, and flushes.
+/// Copies all that is not zero to an image that reads as zeros, and flushes. Of two sizes the
+/// smaller one counts: an image may grow meanwhile.
 pub(crate) async fn copy_sparse(
     from: Arc<dyn BlockDevice>,
     to: Arc<dyn BlockDevice>,
@@ -257,7 +261,7 @@ pub(crate) async fn copy_sparse(
     token: &CancellationToken,
     advance: impl Fn(u64),
 ) -> Result<(), RoleError> {
-    let size = from.size_bytes();
+    let size = from.size_bytes().min(to.size_bytes());
     let mut writer = ImageWriter::new(to, volume);
     let copied = async {
         let mut at = 0;

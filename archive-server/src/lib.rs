@@ -56,6 +56,7 @@ mod volume;
 mod world;
 
 pub use archive::Settings;
-pub use args::{Backend, ServeArgs, Server, serve};
+pub use args::{Backend, ImageDevice, ServeArgs, Server, serve};
+pub use backend::BackendChoice;
 pub use image::{FileImages, Images};
 pub use world::World;

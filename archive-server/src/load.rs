@@ -85,7 +85,7 @@ fn load(
 ) -> Result<(State, Catalogue), RoleError> {
     dir.remove_tmp_files()?;
     dir.remove_tmp_dirs()?;
-    let mut mended = images.mend()?;
+    let mut mended = images.begin()?;
     let mut sockets = dir.list()?;
     sockets.retain(|n| n.ends_with(SOCKET_SUFFIX));
     dir.remove_all(&sockets)?;

@@ -185,8 +185,13 @@ pub(crate) fn check_space(archive: &Archive, volume: &Volume, size: u64) -> Resu
     let free = volume.dir.free_bytes()?;
     let needed = archive.settings.reserve_bytes.saturating_add(size);
     if free >= needed {
-        volume.clear_fault(RECEIVE);
-        return Ok(());
+        // What comes in goes into the base image in the end.
+        let room = volume.images.room(archive.settings.reserve_bytes);
+        match &room {
+            Ok(()) => volume.clear_fault(RECEIVE),
+            Err(error) => volume.set_fault(RECEIVE, error),
+        }
+        return room;
     }
     let dir = volume.dir.path().display().to_string();
     let message = format!(

@@ -6,7 +6,7 @@
 
 use crate::archive::Archive;
 use crate::full_sync::SIZE_MAX;
-use crate::jobs::{APPLY, FULL_SYNC, HASH_SYNC, Job, READ, REPLICATE, RESIZE, RESTORE, RESYNC};
+use crate::jobs::{FULL_SYNC, HASH_SYNC, Job, READ, REPLICATE, RESIZE, RESYNC};
 use crate::state::State;
 use crate::volume::Volume;
 use proto::v1::ResizeRequest;
@@ -15,8 +15,9 @@ use server_kit::error::RoleError;
 use std::sync::Arc;
 use wlog_format::units::Lb;
 
-/// What has the image open, and would not see that it grows.
-const EXCLUDED: [&str; 8] = [APPLY, FULL_SYNC, HASH_SYNC, READ, REPLICATE, RESIZE, RESTORE, RESYNC];
+/// What tells another server a size that it would not keep. Applies, restores and mounts go on with
+/// the size that they began with.
+const EXCLUDED: [&str; 6] = [FULL_SYNC, HASH_SYNC, READ, REPLICATE, RESIZE, RESYNC];
 
 /// States in which the image may grow.
 const ALLOWED: [State; 4] = [State::Archived, State::WdiffRecv, State::Stopped, State::SyncReady];

@@ -63,6 +63,7 @@ impl Target {
         match self {
             Self::Own(gid) => {
                 let image = Image::Restoring(*gid);
+                images.room(archive.settings.reserve_bytes)?;
                 images.remove(image)?;
                 if images.clone_base(image)? {
                     return Ok(true);

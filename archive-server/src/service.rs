@@ -4,6 +4,7 @@
 //! having them vanish half-way.
 
 use crate::archive::Archive;
+use crate::backend::Image;
 use crate::jobs::RESTORE;
 use crate::state::State;
 use crate::volume::Volume;
@@ -74,6 +75,8 @@ fn describe(volume: &Volume) -> ArchiveVolume {
         // Its image was an archive once, and is a mixture now.
         needs_resync: !has_image && c.record.archive_uuid != LogUuid::ZERO,
         mended: c.mended.clone(),
+        backend: volume.images.backend().to_owned(),
+        image: volume.images.path(Image::Base).display().to_string(),
         ..ArchiveVolume::default()
     })
 }

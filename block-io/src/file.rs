@@ -242,7 +242,7 @@ impl BlockDevice for FileDevice {
     fn write_hole(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>> {
         Box::pin(async move {
             self.check(Operation::WriteZeroes, offset, len)?;
-            if self.kind == Kind::File && len > 0 {
+            if len > 0 {
                 match self.allocate(punch_hole(), offset, len).await {
                     Err(error) if unsupported(&error) => {}
                     other => {

@@ -196,6 +196,7 @@ impl Process {
                 silence: Duration::from_secs(10),
                 ..Default::default()
             },
+            backend: archive_server::BackendChoice::File,
             world,
         };
         let listener = self.net.listen(self.host, &endpoint(self.host), &self.life);

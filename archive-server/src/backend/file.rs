@@ -1,7 +1,7 @@
 //! Base images in sparse files, cloned by reflink where the file system can (XFS, btrfs).
 
 use super::files::Files;
-use super::{CloneMethod, Image, VolumeImages};
+use super::{CloneMethod, Image, Rest, VolumeImages};
 use crate::image::Images;
 use block_io::device::BlockDevice;
 use proto::v1::Restored;
@@ -49,6 +49,10 @@ fn can_reflink(dir: &dyn DurableDir) -> bool {
 }
 
 impl VolumeImages for FileVolume {
+    fn backend(&self) -> &'static str {
+        "file"
+    }
+
     fn path(&self, image: Image) -> PathBuf {
         self.files.path(image)
     }
@@ -61,12 +65,14 @@ impl VolumeImages for FileVolume {
         self.files.found(Image::Base)
     }
 
-    fn lay_out(&self, kept: Lb, size: Lb) -> Result<(), RoleError> {
+    fn lay_out(&self, kept: Lb, size: Lb) -> Result<Rest, RoleError> {
         self.files.set_len(Image::Base, kept)?;
         self.files.set_len(Image::Base, size)?;
         self.files.sync(Image::Base)?;
         let dir = &self.files.dir;
-        dir.sync().map_err(|e| RoleError::io("sync", dir.path(), e).with_volume(&self.files.name))
+        dir.sync()
+            .map_err(|e| RoleError::io("sync", dir.path(), e).with_volume(&self.files.name))?;
+        Ok(Rest::Zeroes)
     }
 
     fn grow(&self, size: Lb) -> Result<(), RoleError> {
@@ -115,7 +121,11 @@ impl VolumeImages for FileVolume {
         self.files.remove_restored()
     }
 
-    fn mend(&self) -> Result<Vec<String>, RoleError> {
+    fn begin(&self) -> Result<Vec<String>, RoleError> {
         self.files.mend()
+    }
+
+    fn room(&self, _needed: u64) -> Result<(), RoleError> {
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@ pub mod hooked;
 pub mod pair;
 pub mod sync;
 
-use archive_server::{FileImages, Images, Server, Settings, World};
+use archive_server::{BackendChoice, FileImages, Images, Server, Settings, World};
 use bytes::Bytes;
 use proto::v1::archive_client::ArchiveClient;
 use proto::v1::full_sync_request::Step as FullStep;
@@ -58,7 +58,11 @@ impl Archive {
     }
 
     pub fn within(dir: &TempDir, settings: Settings, world: World) -> Self {
-        let (base, socket) = (dir.path().join("a0"), dir.path().join("a0.sock"));
+        Self::on(dir.path(), settings, BackendChoice::File, world)
+    }
+
+    pub fn on(dir: &Path, settings: Settings, backend: BackendChoice, world: World) -> Self {
+        let (base, socket) = (dir.join("a0"), dir.join("a0.sock"));
         let shutdown = Shutdown::new();
         let (kill, killed) = tokio::sync::oneshot::channel();
         let (bound, is_bound) = std::sync::mpsc::channel();
@@ -70,7 +74,7 @@ impl Archive {
                 let listener = Listener::bind(&at, false).await.unwrap();
                 bound.send(()).unwrap();
                 let id = "a0".parse().unwrap();
-                let server = Server { base: root, id, settings, world };
+                let server = Server { base: root, id, settings, backend, world };
                 tokio::select! {
                     done = server.run(listener, asked) => done.unwrap(),
                     _ = killed => {}

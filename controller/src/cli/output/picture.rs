@@ -47,6 +47,7 @@ fn view_json(server: &str, view: &View) -> Value {
             "newest_restorable_gid": v.newest_restorable_gid,
             "newest_restorable_s": v.newest_restorable_s,
             "last_received_s": v.last_received_s, "running": v.running,
+            "backend": v.backend, "image": v.image,
         }),
     }
 }
@@ -93,10 +94,11 @@ fn view_summary(view: &View) -> String {
             v.queues.iter().map(queue).collect::<Vec<_>>().join("; ")
         }
         View::Archive(v) => format!(
-            "latest {}, {} wdiffs, {}",
+            "latest {}, {} wdiffs, {}, image {}",
             snapshot(v.latest),
             v.diffs,
-            format_size(v.diff_bytes)
+            format_size(v.diff_bytes),
+            v.image
         ),
     }
 }
