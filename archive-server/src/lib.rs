@@ -14,6 +14,7 @@
 //! ```
 //! Below the base directory each volume has a directory: `state` (one small file, changed as a
 //! whole), `base.img`, `*.wdiff`, `restored/`, and `full-sync` while a full backup can be resumed.
+//! Base image and restored ones are elsewhere under other backends than `file` (`backend`).
 //!
 //! | invariant | where |
 //! |---|---|

@@ -37,6 +37,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use view::View;
 use wdiff_format::gid::Gid;
+use wlog_format::units::Lb;
 
 /// What is attempted, in messages.
 const MOUNT: &str = "mount";
@@ -168,9 +169,9 @@ pub(crate) async fn start(
 ) -> Result<Mounted, RoleError> {
     let volume = archive.volume(&request.volume)?;
     volume.require_active(MOUNT)?;
-    let (place, selected, base) = enter(archive, &volume, &request).await?;
+    let (place, selected, (base, size)) = enter(archive, &volume, &request).await?;
     // From here on the files go with this, whatever happens.
-    let files = Files { volume: volume.clone(), base, side: None, place };
+    let files = Files { volume: volume.clone(), base, size, side: None, place };
     serve(archive, &volume, &request, selected, files).await
 }
 
@@ -179,13 +180,15 @@ struct Files {
     volume: Arc<Volume>,
     /// What is read: the base image, or a clone of it.
     base: Image,
+    /// Its size: the volume may grow meanwhile.
+    size: Lb,
     side: Option<String>,
     place: Place,
 }
 
 impl Files {
     async fn remove(self) {
-        let Self { volume, base, side, place } = self;
+        let Self { volume, base, side, place, .. } = self;
         let remove = move || -> Result<(), RoleError> {
             if base != Image::Base {
                 volume.images.remove(base)?;
@@ -205,7 +208,7 @@ async fn enter(
     archive: &Arc<Archive>,
     volume: &Arc<Volume>,
     request: &MountRequest,
-) -> Result<(Place, Selected, Image), RoleError> {
+) -> Result<(Place, Selected, (Image, Lb)), RoleError> {
     let name = volume.name.as_str();
     let point = match request.point {
         Some(mount_request::Point::Gid(gid)) => restore_request::Point::Gid(gid),
@@ -217,15 +220,17 @@ async fn enter(
     };
     let _gate = volume.image_gate.clone().read_owned().await;
     let selected = restore::select(volume, point)?;
+    // As large as its wdiffs need, or larger; the clone is as large as this, or larger.
+    let size = volume.size();
     let place = volume.mounts.enter(name, selected.gid, archive.ending.child_token())?;
     if volume.images.clone_method() == CloneMethod::Copy {
-        return Ok((place, selected, Image::Base));
+        return Ok((place, selected, (Image::Base, size)));
     }
     let (images, clone) = (volume.images.clone(), Image::Mount(place.number));
     match blocking::run(move || images.clone_base(clone)).await {
         Ok(true) => {
             place.change(|entry| entry.holds_base = false);
-            return Ok((place, selected, clone));
+            return Ok((place, selected, (clone, size)));
         }
         Ok(false) => {}
         Err(error) => {
@@ -234,7 +239,7 @@ async fn enter(
         }
     }
     // Nothing can be cloned just now: the mount holds the base image.
-    Ok((place, selected, Image::Base))
+    Ok((place, selected, (Image::Base, size)))
 }
 
 /// Opens all that the export needs, and serves it in the background until it is ended.
@@ -285,7 +290,7 @@ async fn open(
 ) -> Result<(NbdServer, block_io::nbd::Listener, Mounted), RoleError> {
     let name = volume.name.as_str();
     let (gid, timestamp_s) = (selected.gid.0, selected.timestamp);
-    let (view, wdiffs) = View::open(archive, volume, files.base, selected).await?;
+    let (view, wdiffs) = View::open(archive, volume, (files.base, files.size), selected).await?;
     let view = Arc::new(view);
     let records = view.records() as u64;
     let cow = if request.writable {

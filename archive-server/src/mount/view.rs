@@ -53,11 +53,11 @@ impl View {
     pub(super) async fn open(
         archive: &Arc<Archive>,
         volume: &Arc<Volume>,
-        base: Image,
+        (base, size): (Image, Lb),
         selected: Selected,
     ) -> Result<(Self, u64), RoleError> {
         let name = volume.name.to_string();
-        let base = volume.open_image(base, volume.size()).await?;
+        let base = volume.open_image(base, size).await?;
         // Of the image that is read: the volume may grow meanwhile.
         let size = Lb::from_bytes(base.size_bytes());
         let count = selected.diffs.len();
