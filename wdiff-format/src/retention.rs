@@ -75,6 +75,21 @@ impl Policy {
         if grows { Ok(Self(rules)) } else { Err(rule) }
     }
 
+    /// The same policy with steps between rules whose intervals lie far apart: of an interval that
+    /// still grows, what will surely not be its last snapshot goes early, in pieces. So few diffs
+    /// are left however coarse the rules are, and no byte is merged more often than there are
+    /// rules and steps, of which there are about as many as the logarithm of the interval.
+    #[must_use]
+    pub fn in_steps(&self) -> Self {
+        let mut rules = Vec::with_capacity(self.0.len());
+        for (at, rule) in self.0.iter().enumerate() {
+            let finer = at.checked_sub(1).and_then(|before| self.0.get(before));
+            rules.extend(finer.into_iter().flat_map(|finer| steps(*finer, *rule)));
+            rules.push(*rule);
+        }
+        Self(rules)
+    }
+
     /// How old a snapshot may be.
     fn span_s(&self) -> u64 {
         self.0.last().map_or(0, |rule| rule.for_s)
@@ -165,6 +180,23 @@ impl fmt::Display for Policy {
         }
         Ok(())
     }
+}
+
+/// Snapshots of an open interval that are left alone, and the intervals of one step in those of
+/// the next.
+const STEP: std::ops::RangeInclusive<u64> = 30..=120;
+
+/// The rules that lead from `finer` to `coarser`, for snapshots that are older than `finer` covers.
+fn steps(finer: Rule, coarser: Rule) -> Vec<Rule> {
+    let (unit, mut every_s, mut found) = (finer.every_s.max(1), coarser.every_s, Vec::new());
+    while every_s / unit > *STEP.end() {
+        let fits = |k: &u64| every_s.is_multiple_of(k * unit);
+        let Some(parts) = STEP.into_iter().find(fits) else { break };
+        every_s /= parts;
+        found.push(Rule { every_s, for_s: finer.for_s });
+    }
+    found.reverse();
+    found
 }
 
 /// `90s`, `5m`, `1h`, `7d`, more than nothing.
@@ -268,6 +300,62 @@ mod tests {
         assert_eq!(plan.dropped, [Gid(1)]);
     }
 
+    #[test]
+    fn steps_divide_what_lies_far_apart() {
+        let steps = |text| policy(text).in_steps().0;
+        let every = |rules: Vec<Rule>| rules.iter().map(|r| r.every_s).collect::<Vec<_>>();
+        assert_eq!(every(steps("all 1h, every 1d 30d")), [0, 96, 2880, 86_400]);
+        assert_eq!(every(steps("all 1h, every 1m 1d, every 1h 7d")), [0, 60, 3600]);
+        assert_eq!(every(steps("every 1m 1d, every 1d 7d")), [60, 2880, 86_400]);
+        assert_eq!(every(steps("every 7s 1d, every 49m 7d")), [7, 98, 2940]);
+        assert!(steps("all 1h, every 1d 30d").iter().all(|r| [3600, 2_592_000].contains(&r.for_s)));
+    }
+
+    /// A volume that is written to all the time, over days, with a run every half an hour.
+    #[test]
+    fn a_busy_volume_keeps_few_diffs_and_merges_each_byte_a_few_times() {
+        const DAYS: u64 = 2;
+        const PAUSE_S: u64 = 1800;
+        for (text, most, rewrites) in [
+            ("all 1h, every 1m 1d, every 1h 7d, every 1d 30d", 3600 + 1440 + 120, 2),
+            // Without steps, all of a day and an hour would be there: 90,000.
+            ("all 1h, every 1d 30d", 3600 + 96 + 30 + 2, 3),
+            ("all 1h", 3600, 0),
+        ] {
+            let policy = policy(text);
+            // The snapshots, each with the bytes of the diff before it: one a second.
+            let mut points: Vec<(Point, u64)> = Vec::new();
+            let (mut merged, mut all, mut applied) = (0, 0, 0);
+            for run in 1..=DAYS * 86_400 / PAUSE_S {
+                let now = NOW + run * PAUSE_S;
+                for second in now - PAUSE_S..now {
+                    all += 1;
+                    let point = Point { timestamp: second, ..point(second, 0) };
+                    points.push((point, 1));
+                }
+                let seen: Vec<Point> = points.iter().map(|(p, _)| *p).collect();
+                let plan = policy.in_steps().plan(&seen, now);
+                for (begin, end) in &plan.merges {
+                    let inputs = points.iter_mut().filter(|(p, _)| *begin < p.gid && p.gid <= *end);
+                    let bytes: u64 = inputs.map(|(_, bytes)| std::mem::take(bytes)).sum();
+                    merged += bytes;
+                    points.iter_mut().filter(|(p, _)| p.gid == *end).for_each(|(_, b)| *b = bytes);
+                    points.retain(|(p, _)| p.gid <= *begin || p.gid >= *end);
+                }
+                if let Some(to) = plan.apply {
+                    applied +=
+                        points.iter().filter(|(p, _)| p.gid <= to).map(|(_, b)| b).sum::<u64>();
+                    points.retain(|(p, _)| p.gid >= to);
+                    points.iter_mut().filter(|(p, _)| p.gid == to).for_each(|(_, b)| *b = 0);
+                }
+                let most = most + usize::try_from(PAUSE_S).unwrap();
+                assert!(points.len() <= most, "{text}: {} diffs after run {run}", points.len());
+            }
+            assert!(merged <= all * rewrites, "{text}: {merged} bytes of {all} were written again");
+            assert_eq!(points.iter().map(|(_, bytes)| bytes).sum::<u64>() + applied, all);
+        }
+    }
+
     prop_compose! {
         fn histories()(
             steps in prop::collection::vec((1_u64..4000, 0_u8..12), 1..120),
@@ -288,10 +376,13 @@ mod tests {
             points in histories(),
             text in prop::sample::select(vec![
                 "all 1h, every 1m 2h, every 10m 1d", "every 5m 3h", "all 10m", "all 40d",
-                "every 1m 10m, every 1h 12h, every 1d 3d",
+                "every 1m 10m, every 1h 12h, every 1d 3d", "all 10m, every 1d 3d",
             ]),
+            stepwise in prop::bool::ANY,
         ) {
             let policy = policy(text);
+            let rules = policy.0.clone();
+            let policy = if stepwise { policy.in_steps() } else { policy };
             let plan = policy.plan(&points, NOW);
             let left = follow(&points, &plan);
             let gids: BTreeSet<Gid> = left.iter().map(|p| p.gid).collect();
@@ -311,7 +402,7 @@ mod tests {
             }
             // For each snapshot that is young enough there is one left in its interval, not older.
             for p in points.iter().filter(|p| NOW - p.timestamp < policy.span_s()) {
-                let rule = policy.0.iter().find(|r| NOW - p.timestamp <= r.for_s).unwrap();
+                let rule = rules.iter().find(|r| NOW - p.timestamp <= r.for_s).unwrap();
                 let near = |k: &Point| match rule.every_s {
                     0 => k.gid == p.gid,
                     every => k.timestamp >= p.timestamp
