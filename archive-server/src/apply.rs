@@ -9,7 +9,7 @@ use crate::archive::{Archive, turn};
 use crate::backend::Image;
 use crate::faults;
 use crate::image;
-use crate::jobs::{APPLY, HASH_SYNC, Job, KEEP, MERGE, READ, REPLICATE, RESYNC};
+use crate::jobs::{APPLY, HASH_SYNC, Job, KEEP, MERGE, READ, REPLICATE, RESYNC, check};
 use crate::restore::restorable_at;
 use crate::volume::Volume;
 use proto::v1::{ApplyRequest, apply_request::Point};
@@ -22,6 +22,7 @@ use server_kit::state_machine::StopFlag;
 use std::sync::Arc;
 use std::time::Duration;
 use wdiff_format::gid::{BaseState, Diff, Gid, walk};
+use wdiff_format::redo::decode;
 
 /// What must not run beside it (`semantics.md` §5.2).
 const EXCLUDED: [&str; 7] = [APPLY, MERGE, KEEP, HASH_SYNC, REPLICATE, READ, RESYNC];
@@ -35,6 +36,8 @@ pub(crate) struct Target {
     pub(crate) gid: Gid,
     /// 0: as fast as it goes.
     pub(crate) bytes_per_s: u64,
+    /// The wdiffs are read back as a whole before the base image says that it is changing.
+    pub(crate) read_first: bool,
 }
 
 /// Starts to apply everything up to the snapshot that the request names.
@@ -52,7 +55,7 @@ pub(crate) fn start(
             return Err(RoleError::bad_request(why).with_volume(&volume.name));
         }
     };
-    let target = Target { gid, bytes_per_s: request.bytes_per_s };
+    let target = Target { gid, bytes_per_s: request.bytes_per_s, read_first: false };
     let job = begin(&volume, target)?;
     let archive = archive.clone();
     let name = volume.name.clone();
@@ -115,7 +118,8 @@ fn allow(volume: &Volume, list: &[Diff]) -> Result<(), RoleError> {
 pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
     let usable = volume.require_active(APPLY).is_ok();
     let Some(to) = volume.with(|c| c.base.applying_to()) else { return };
-    let target = Target { gid: to.begin(), bytes_per_s: 0 };
+    let bytes_per_s = volume.upkeep.bytes_per_s();
+    let target = Target { gid: to.begin(), bytes_per_s, read_first: false };
     let Ok(job) = volume.jobs.begin(volume.name.as_str(), APPLY, &EXCLUDED) else { return };
     if !usable {
         return;
@@ -189,6 +193,9 @@ async fn rounds(
         total += volume.size().bytes();
         handle.set_total(total);
         volume.images.room(archive.settings.reserve_bytes)?;
+        if target.read_first {
+            read(volume, job, round.clone()).await?;
+        }
         apply_round(volume, (job, handle, &mut pace), round).await?;
     }
 }
@@ -211,6 +218,22 @@ fn next_round(volume: &Volume, gid: Gid, max_open: usize) -> Result<Vec<Diff>, R
         let message = format!("volume {}: diffs that {} needs are missing", volume.name, c.base);
         Err(RoleError::damaged(message).with_volume(&volume.name))
     })
+}
+
+/// Reads wdiffs to their ends: damage is found while nothing has changed.
+async fn read(volume: &Arc<Volume>, job: &Job, round: Vec<Diff>) -> Result<(), RoleError> {
+    let (volume, token) = (volume.clone(), job.token.clone());
+    let read = move || -> Result<(), RoleError> {
+        let (name, names) = (volume.name.as_str(), volume.diff_names(&round)?);
+        for wdiff in image::open_wdiffs(name, &*volume.dir, &names)? {
+            for record in decode(wdiff, blocking::parallelism()) {
+                check(&token)?;
+                record.map_err(|e| faults::wdiff(name, e))?;
+            }
+        }
+        Ok(())
+    };
+    blocking::run(read).await
 }
 
 async fn apply_round(

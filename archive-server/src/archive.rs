@@ -10,6 +10,7 @@ use crate::load;
 use crate::record::{Kept, Record, STATE_FILE};
 use crate::sessions::Sessions;
 use crate::state::State;
+use crate::upkeep::{self, Turns};
 use crate::volume::{Catalogue, Volume};
 use crate::world::World;
 use parking_lot::Mutex;
@@ -28,6 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use wdiff_format::compression::{Compression, CompressionKind};
 use wdiff_format::gid::GidError;
+use wdiff_format::retention::Policy;
 
 /// Applies and restores that work at a time; the others wait for their turn. Bounds open files.
 const WRITERS_MAX: usize = 4;
@@ -62,6 +64,12 @@ pub struct Settings {
     pub mount_records_max: usize,
     /// Mounts may listen where others reach them, without TLS.
     pub insecure: bool,
+    /// Pause between two runs of what a volume's policy asks for, and after a failure.
+    pub upkeep_pause: Duration,
+    /// Histories that are thinned out at a time, by themselves.
+    pub thinning_max: usize,
+    /// Scheduled replications that run at a time.
+    pub replications_max: usize,
 }
 
 impl Default for Settings {
@@ -75,6 +83,9 @@ impl Default for Settings {
                 .unwrap_or_default(),
             mount_records_max: 8 << 20,
             insecure: false,
+            upkeep_pause: Duration::from_secs(60),
+            thinning_max: 1,
+            replications_max: 1,
         }
     }
 }
@@ -96,6 +107,10 @@ pub(crate) struct Archive {
     /// Turns of wdiffs that are received.
     pub(crate) receivers: Semaphore,
     pub(crate) backends: Backends,
+    /// Turns of what is done without being asked.
+    pub(crate) turns: Turns,
+    /// The policy of new volumes.
+    pub(crate) retention: Option<Policy>,
     volumes: Mutex<BTreeMap<VolumeName, Arc<Volume>>>,
     lifecycle: tokio::sync::Mutex<()>,
 }
@@ -109,7 +124,7 @@ impl Archive {
     pub(crate) async fn open(
         base: &Path,
         id: ServerId,
-        settings: Settings,
+        (settings, retention): (Settings, Option<Policy>),
         operations: Operations,
         (backend, world): (BackendChoice, World),
         ending: CancellationToken,
@@ -138,6 +153,8 @@ impl Archive {
             writers: Arc::new(Semaphore::new(WRITERS_MAX)),
             receivers: Semaphore::new(RECEIVERS_MAX),
             backends,
+            turns: Turns::new(settings.thinning_max, settings.replications_max),
+            retention,
             volumes: Mutex::new(volumes),
             lifecycle: tokio::sync::Mutex::default(),
         });
@@ -145,6 +162,7 @@ impl Archive {
         for volume in archive.volumes() {
             crate::apply::mend(&archive, &volume);
         }
+        upkeep::begin(&archive);
         Ok(archive)
     }
 
@@ -172,8 +190,8 @@ impl Archive {
             let allowed = [State::Clear.to_string()];
             return Err(RoleError::wrong_state(&name, "init", volume.cell.state(), &allowed));
         }
-        let (base, new) = (self.base.clone(), name.clone());
-        let dir = blocking::run(move || make(&*base, &new)).await?;
+        let (base, new, policy) = (self.base.clone(), name.clone(), self.retention.clone());
+        let dir = blocking::run(move || make(&*base, &new, policy.as_ref())).await?;
         let images = self.backends.of(&name, &dir);
         let (base, new, begun) = (self.base.clone(), name.clone(), images.clone());
         let begin = move || {
@@ -186,7 +204,11 @@ impl Archive {
         blocking::run(begin).await?;
         let (record, damaged) = (Record::new(), |e: GidError| RoleError::damaged(e.to_string()));
         let catalogue = Catalogue::new(record.clone(), record.base().map_err(damaged)?);
-        let volume = Volume::new(name.clone(), dir, images, State::SyncReady, catalogue);
+        let new = name.clone();
+        let load = move || -> Result<_, RoleError> {
+            Ok(Volume::new(new, dir, images, State::SyncReady, catalogue))
+        };
+        let volume = blocking::run(load).await?;
         self.volumes.lock().insert(name, volume);
         Ok(())
     }
@@ -311,10 +333,15 @@ pub(crate) fn parse_name(name: &str) -> Result<VolumeName, RoleError> {
 }
 
 /// Makes the directory of a volume. Blocks.
-fn make(base: &dyn DurableDir, name: &VolumeName) -> Result<Arc<dyn DurableDir>, RoleError> {
+fn make(
+    base: &dyn DurableDir,
+    name: &VolumeName,
+    policy: Option<&Policy>,
+) -> Result<Arc<dyn DurableDir>, RoleError> {
     let tmp = format!("{name}{}", server_kit::durable::TMP_SUFFIX);
     let half_made = base.create_dir(&tmp)?;
-    StateFile::new(half_made, STATE_FILE).store(&Record::new())?;
+    StateFile::new(half_made.clone(), STATE_FILE).store(&Record::new())?;
+    upkeep::equip(half_made, policy)?;
     base.commit_dir(&tmp, name.as_str()).map_err(|e| RoleError::from(e).with_volume(name))?;
     Ok(base.open_dir(name.as_str())?)
 }

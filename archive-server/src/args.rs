@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 use tonic::service::Routes;
+use wdiff_format::retention::Policy;
 
 /// Where base images live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -108,6 +109,16 @@ pub struct ServeArgs {
     /// A full backup can be resumed every so much [default: 1G]
     #[arg(long, value_name = "SIZE")]
     pub flush_interval: Option<String>,
+    /// What is kept of the histories of new volumes, as one word: "all 1h, every 1m 1d, every 1h 7d"
+    /// [default: everything]
+    #[arg(long, value_name = "POLICY")]
+    pub retention: Option<String>,
+    /// Histories that are thinned out at a time [default: 1]
+    #[arg(long, value_name = "N")]
+    pub thinning_max: Option<usize>,
+    /// Scheduled replications that run at a time [default: 1]
+    #[arg(long, value_name = "N")]
+    pub replications_max: Option<usize>,
     /// Write the log as JSON
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -153,7 +164,15 @@ impl ServeArgs {
         };
         let reserve_bytes = size(&self.reserve, default.reserve_bytes)?;
         let flush_bytes = size(&self.flush_interval, default.flush_bytes)?.max(1);
-        Ok(Settings { reserve_bytes, flush_bytes, insecure: self.insecure, ..default })
+        let thinning_max = self.thinning_max.unwrap_or(default.thinning_max).max(1);
+        let replications_max = self.replications_max.unwrap_or(default.replications_max).max(1);
+        let insecure = self.insecure;
+        let settings = Settings { reserve_bytes, flush_bytes, insecure, ..default };
+        Ok(Settings { thinning_max, replications_max, ..settings })
+    }
+
+    fn retention(&self) -> Result<Option<Policy>, RoleError> {
+        self.retention.as_deref().map(crate::upkeep::policy).transpose()
     }
 }
 
@@ -167,8 +186,8 @@ pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let listen = required(args.listen.clone(), "listen")?;
     let id = required(args.id.clone(), "id")?;
     let listener = Listener::bind(&listen, args.insecure).await?;
-    let (settings, backend) = (args.settings()?, args.backend()?);
-    let server = Server { base, id, settings, backend, world: World::real() };
+    let (settings, backend, retention) = (args.settings()?, args.backend()?, args.retention()?);
+    let server = Server { base, id, settings, backend, retention, world: World::real() };
     server.run(listener, shutdown).await?;
     Ok(())
 }
@@ -183,6 +202,8 @@ pub struct Server {
     pub settings: Settings,
     /// Where base images live.
     pub backend: BackendChoice,
+    /// The policy of new volumes.
+    pub retention: Option<Policy>,
     /// The world outside.
     pub world: World,
 }
@@ -193,11 +214,11 @@ impl Server {
     /// # Errors
     /// The base directory or the transport fails.
     pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), RoleError> {
-        let Self { base, id, settings, backend, world } = self;
+        let Self { base, id, settings, backend, retention, world } = self;
         let operations = Operations::new();
         let ending = shutdown.requested();
         let operated = operations.clone();
-        let outside = (backend, world);
+        let (settings, outside) = ((settings, retention), (backend, world));
         let archive = Archive::open(&base, id.clone(), settings, operated, outside, ending).await?;
         let routes = Routes::new(ArchiveServer::new(Service(archive)));
         let base = Some(base);

@@ -10,6 +10,7 @@
 //!  storage --hash backup--> hash_sync --hash_sink--> a wdiff, or (resync) base.img
 //!     ^ hashes of a snapshot: view, base.img and wdiffs read front to back
 //!  another archive <--replicate: full_sync, hash_sync, receive there; replica there says which
+//!                 upkeep: policies, schedules and limits of age, by itself: apply, merge, replicate
 //!                 load: names are the catalogue (DiffSet)
 //! ```
 //! Below the base directory each volume has a directory: `state` (one small file, changed as a
@@ -52,6 +53,7 @@ mod restore;
 mod service;
 mod sessions;
 mod state;
+mod upkeep;
 mod view;
 mod volume;
 mod world;

@@ -62,6 +62,13 @@ pub(crate) struct Task {
     list: Vec<Diff>,
 }
 
+impl Task {
+    /// How many diffs become one.
+    pub(crate) fn inputs(&self) -> usize {
+        self.list.len()
+    }
+}
+
 /// Takes the right to merge, if there is something that merges.
 pub(crate) fn begin(volume: &Volume, first: Gid, until: Until) -> Result<Task, RoleError> {
     volume.require_active(MERGE)?;

@@ -12,6 +12,7 @@ use crate::jobs::RESYNC;
 use crate::record::{Kept, Replica};
 use crate::resize::grow_for;
 use crate::state::State;
+use crate::upkeep;
 use crate::volume::Volume;
 use proto::v1::{PrepareReplicationReply, PrepareReplicationRequest, ReplicationKind};
 use server_kit::blocking;
@@ -35,6 +36,9 @@ pub(crate) async fn prepare(
     request: PrepareReplicationRequest,
 ) -> Result<PrepareReplicationReply, RoleError> {
     let volume = archive.volume(&request.volume)?;
+    if let Some(said) = &request.complete {
+        upkeep::heard(archive, std::slice::from_ref(said))?;
+    }
     let asked = asked(&volume, request)?;
     // Of an attempt that did not come back.
     let is_resync = |p: &Prepared| matches!(p.purpose, Purpose::Resync { .. });

@@ -10,7 +10,7 @@ use crate::state::State;
 use crate::volume::Volume;
 use crate::{
     apply, full_sync, hash_sync, history, merge, mount, read_snapshot, receive, replica, replicate,
-    resize, restore,
+    resize, restore, upkeep,
 };
 use proto::v1::archive_server::Archive as ArchiveRpc;
 use proto::v1::{
@@ -21,6 +21,10 @@ use proto::v1::{
     ResetArchiveRequest, ResizeRequest, Restorable, RestorableList, RestorableRequest,
     RestoreReply, RestoreRequest, RestoredList, SetExplicitReply, SetExplicitRequest, SnapshotBulk,
     SnapshotRef, StopRequest, VolumeRef, WdiffTransferReply, WdiffTransferRequest,
+};
+use proto::v1::{
+    CompleteRequest, DropReplicationRequest, PlanRetentionRequest, RetentionPlan,
+    SetAgeLimitRequest, SetReplicationRequest, SetRetentionRequest, Upkeep,
 };
 use proto::v1::{MountRequest, Mounted, MountedList, UnmountRequest};
 use server_kit::blocking;
@@ -50,14 +54,14 @@ fn empty<E: Into<Status>>(done: Result<(), E>) -> Answer<Empty> {
 }
 
 /// How a volume stands.
-fn describe(volume: &Volume) -> ArchiveVolume {
+fn describe(archive: &Archive, volume: &Volume) -> ArchiveVolume {
     let newest = volume.newest_restorable();
     let state = volume.cell.state();
     let has_image = volume.with(|c| c.record.state != crate::record::Kept::SyncReady);
     let newest = newest.filter(|_| has_image);
     let running = volume.jobs.kinds().into_iter().map(str::to_owned).collect();
     let error = volume.fault_text();
-    volume.with(|c| ArchiveVolume {
+    let mut status = volume.with(|c| ArchiveVolume {
         volume: volume.name.to_string(),
         state: state.to_string(),
         size_lb: c.record.size_lb,
@@ -78,7 +82,9 @@ fn describe(volume: &Volume) -> ArchiveVolume {
         backend: volume.images.backend().to_owned(),
         image: volume.images.path(Image::Base).display().to_string(),
         ..ArchiveVolume::default()
-    })
+    });
+    upkeep::describe(archive, volume, &mut status);
+    status
 }
 
 fn restorable(volume: &Volume, all: bool) -> RestorableList {
@@ -161,7 +167,7 @@ impl ArchiveRpc for Service {
     }
 
     async fn replicate(&self, request: Request<ReplicateRequest>) -> Answer<Operation> {
-        Ok(Response::new(replicate::start(&self.0, request.into_inner())?))
+        Ok(Response::new(replicate::start(&self.0, request.into_inner(), std::future::ready)?))
     }
 
     async fn prepare_replication(
@@ -205,11 +211,13 @@ impl ArchiveRpc for Service {
             state: State::Clear.to_string(),
             ..ArchiveVolume::default()
         };
-        Ok(Response::new(self.0.find(name)?.map_or_else(clear, |volume| describe(&volume))))
+        Ok(Response::new(
+            self.0.find(name)?.map_or_else(clear, |volume| describe(&self.0, &volume)),
+        ))
     }
 
     async fn list(&self, _: Request<Empty>) -> Answer<ArchiveVolumeList> {
-        let volumes = self.0.volumes().iter().map(|v| describe(v)).collect();
+        let volumes = self.0.volumes().iter().map(|v| describe(&self.0, v)).collect();
         Ok(Response::new(ArchiveVolumeList { volumes }))
     }
 
@@ -260,6 +268,41 @@ impl ArchiveRpc for Service {
 
     async fn merge(&self, request: Request<MergeRequest>) -> Answer<Operation> {
         Ok(Response::new(merge::start(&self.0, request.get_ref())?))
+    }
+
+    async fn get_upkeep(&self, request: Request<VolumeRef>) -> Answer<Upkeep> {
+        Ok(Response::new(upkeep::get(&self.0, &request.get_ref().volume)?))
+    }
+
+    async fn set_retention(&self, request: Request<SetRetentionRequest>) -> Answer<Upkeep> {
+        Ok(Response::new(upkeep::set_retention(&self.0, request.into_inner()).await?))
+    }
+
+    async fn plan_retention(
+        &self,
+        request: Request<PlanRetentionRequest>,
+    ) -> Answer<RetentionPlan> {
+        Ok(Response::new(upkeep::plan_message(&self.0, request.get_ref())?))
+    }
+
+    async fn run_retention(&self, request: Request<VolumeRef>) -> Answer<Operation> {
+        Ok(Response::new(upkeep::run_retention(&self.0, &request.get_ref().volume)?))
+    }
+
+    async fn set_replication(&self, request: Request<SetReplicationRequest>) -> Answer<Upkeep> {
+        Ok(Response::new(upkeep::set_replication(&self.0, request.into_inner()).await?))
+    }
+
+    async fn drop_replication(&self, request: Request<DropReplicationRequest>) -> Answer<Upkeep> {
+        Ok(Response::new(upkeep::drop_replication(&self.0, request.into_inner()).await?))
+    }
+
+    async fn set_age_limit(&self, request: Request<SetAgeLimitRequest>) -> Answer<Upkeep> {
+        Ok(Response::new(upkeep::set_age_limit(&self.0, request.into_inner()).await?))
+    }
+
+    async fn complete(&self, request: Request<CompleteRequest>) -> Answer<Empty> {
+        empty(upkeep::heard(&self.0, &request.get_ref().volumes))
     }
 
     async fn mount(&self, request: Request<MountRequest>) -> Answer<Mounted> {

@@ -13,6 +13,7 @@ use crate::record::{
     Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Progress, Record, STATE_FILE, Whole,
 };
 use crate::state::State;
+use crate::upkeep::Upkeep;
 use block_io::device::BlockDevice;
 use parking_lot::Mutex;
 use proto::v1::Snapshot as SnapshotMessage;
@@ -65,6 +66,7 @@ pub(crate) struct Volume {
     pub(crate) jobs: Jobs,
     pub(crate) leases: Leases,
     pub(crate) mounts: Mounts,
+    pub(crate) upkeep: Upkeep,
     pub(crate) image_gate: Arc<RwLock<()>>,
     pub(crate) progress: StateFile<Progress>,
     pub(crate) elsewhere: StateFile<Elsewhere>,
@@ -74,7 +76,7 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// A volume in `dir`, in the state `state`.
+    /// A volume in `dir`, in the state `state`. Blocks.
     pub(crate) fn new(
         name: VolumeName,
         dir: Arc<dyn DurableDir>,
@@ -88,6 +90,7 @@ impl Volume {
             jobs: Jobs::default(),
             leases: Leases::new(dir.clone()),
             mounts: Mounts::default(),
+            upkeep: Upkeep::load(dir.clone()),
             image_gate: Arc::default(),
             progress: StateFile::new(dir.clone(), PROGRESS_FILE),
             elsewhere: StateFile::new(dir.clone(), ELSEWHERE_FILE),

@@ -15,6 +15,8 @@ pub struct World {
     pub images: Arc<dyn Images>,
     /// How other servers are reached.
     pub connector: Arc<dyn Connector>,
+    /// The wall clock in Unix seconds, against which the ages of snapshots are held.
+    pub now: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
 
 impl World {
@@ -25,6 +27,7 @@ impl World {
             open_dir: real_dirs(),
             images: Arc::new(FileImages),
             connector: Arc::new(RealConnector),
+            now: Arc::new(server_kit::clock::unix_seconds),
         }
     }
 

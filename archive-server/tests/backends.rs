@@ -92,7 +92,7 @@ fn device(seed: u64, steps: u64) -> Device {
 }
 
 fn start(dir: &Path, backend: &BackendChoice) -> Archive {
-    Archive::on(dir, common::settings(), backend.clone(), World::real())
+    Archive::on(dir, common::settings(), (backend.clone(), None), World::real())
 }
 
 /// The beginning of a file or device.

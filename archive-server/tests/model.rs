@@ -13,18 +13,20 @@
 
 mod common;
 
-use archive_server::{FileImages, Settings};
+use archive_server::{Settings, World};
 use block_io::nbd::Client as Nbd;
 use common::{Archive, Client, Device, VOLUME, messages, meta, reason, same, start_of, volume};
 use proto::v1::merge_request::Until;
 use proto::v1::mount_request::Point;
 use proto::v1::{
-    MountRequest, Mounted, OperationStatus, RestorableRequest, SetExplicitRequest, UnmountRequest,
-    WdiffResult,
+    MountRequest, Mounted, OperationStatus, RestorableRequest, Retention, SetExplicitRequest,
+    SetRetentionRequest, UnmountRequest, WdiffResult,
 };
 use server_kit::error::Reason;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tempfile::TempDir;
 
 const BLOCKS: usize = 1024;
@@ -41,25 +43,42 @@ struct Run {
     device: Device,
     kept: Snapshots,
     mounts: Vec<(Mounted, Nbd)>,
+    /// What the archive takes for now.
+    clock: Arc<AtomicU64>,
     what: String,
 }
 
-fn start(dir: &TempDir) -> Archive {
-    let settings = Settings { max_open: 3, ..common::settings() };
-    Archive::with(dir, settings, Arc::new(FileImages))
+/// Seconds of the policy: all of `ALL_S`, one of each `EVERY_S` of `FOR_S`. A gid is 10 s later
+/// than the one before.
+const ALL_S: u64 = 50;
+const EVERY_S: u64 = 40;
+const FOR_S: u64 = 150;
+
+/// The time of a gid, as `common::meta` has it.
+fn time(gid: u64) -> u64 {
+    1_700_000_000 + gid * 10
+}
+
+fn start(dir: &TempDir, clock: &Arc<AtomicU64>) -> Archive {
+    let pause = Duration::from_millis(5);
+    let settings = Settings { max_open: 3, upkeep_pause: pause, ..common::settings() };
+    let clock = clock.clone();
+    let now = Arc::new(move || clock.load(Ordering::SeqCst));
+    Archive::within(dir, settings, World { now, ..World::real() })
 }
 
 impl Run {
     async fn new(seed: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let device = Device::new(BLOCKS, seed);
-        let archive = start(&dir);
+        let clock = Arc::new(AtomicU64::new(time(0)));
+        let archive = start(&dir, &clock);
         let mut client = archive.client();
         client.init().await;
         client.full_sync(&device.history[0], 0).await.unwrap();
         let kept = Snapshots::from([(0, false)]);
         let (archive, mounts) = (Some(archive), Vec::new());
-        Self { dir, archive, client, device, kept, mounts, what: String::new() }
+        Self { dir, archive, client, device, kept, mounts, clock, what: String::new() }
     }
 
     fn base(&self) -> u64 {
@@ -84,6 +103,7 @@ impl Run {
         let file = self.device.wdiff(gid);
         let sent = messages(start_of(diff, self.device.size_lb()), &file, 3000);
         assert_eq!(self.client.send(sent).await.unwrap().result(), WdiffResult::Stored);
+        self.clock.store(time(gid), Ordering::SeqCst);
         // Whether the next diff says that this snapshot was taken on purpose.
         let explicit = self.device.random(5) == 0;
         self.kept.insert(gid, explicit);
@@ -145,6 +165,63 @@ impl Run {
         }
     }
 
+    /// What the policy keeps now, and where the base image is to go.
+    fn thinned(&self) -> (Snapshots, u64) {
+        let now = time(self.latest());
+        let old = self.kept.keys().rev().find(|gid| time(**gid) + FOR_S <= now);
+        let old = old.copied().unwrap_or(self.base());
+        let held = self.kept.iter().find(|(gid, explicit)| **explicit && **gid < old);
+        let base = held.map_or(old, |(gid, _)| *gid);
+        let ends = |gid: u64| (time(gid) / EVERY_S + 1) * EVERY_S;
+        let rest: Vec<u64> = self.kept.range(base..).map(|(gid, _)| *gid).collect();
+        let stays = |(gid, explicit): (&u64, &bool)| {
+            let later = rest.iter().any(|other| other > gid && ends(*other) == ends(*gid));
+            let left = *gid == base || *explicit || !later || ends(*gid) + ALL_S > now;
+            (*gid >= base && left).then_some((*gid, *explicit))
+        };
+        (self.kept.iter().filter_map(stays).collect(), base)
+    }
+
+    /// The policy is set, does its work by itself, over a kill or not, and is taken away.
+    async fn retention(&mut self) {
+        let killed = self.device.random(2) == 0;
+        self.what = if killed { "retention over a kill".into() } else { "retention".into() };
+        let policy = format!("all {ALL_S}s, every {EVERY_S}s {FOR_S}s");
+        let retention = Some(Retention { policy, ..Retention::default() });
+        let set = |retention| SetRetentionRequest { volume: VOLUME.into(), retention };
+        self.client.archive.set_retention(set(retention)).await.unwrap();
+        if killed {
+            self.mounts.clear();
+            self.archive.take().unwrap().kill();
+            let archive = start(&self.dir, &self.clock);
+            self.client = archive.client();
+            self.archive = Some(archive);
+        }
+        let (thinned, base) = self.thinned();
+        let held = self.mounts.iter().any(|(m, _)| m.holds_base && m.gid < base);
+        let wanted = if held {
+            // The merges alone.
+            let before = self.kept.range(..base).map(|(gid, explicit)| (*gid, *explicit));
+            before.chain(thinned).collect()
+        } else {
+            thinned
+        };
+        let gids: Vec<u64> = wanted.keys().copied().collect();
+        common::until(&format!("{}: {gids:?}", self.what), || {
+            let mut client = self.client.clone();
+            let gids = &gids;
+            async move { (listed(&mut client).await == *gids).then_some(()) }
+        })
+        .await;
+        self.client.archive.set_retention(set(None)).await.unwrap();
+        common::until("the run to end", || {
+            let mut client = self.client.clone();
+            async move { client.get().await.running.is_empty().then_some(()) }
+        })
+        .await;
+        self.kept = wanted;
+    }
+
     async fn mount(&mut self) {
         if self.mounts.len() == MOUNTS {
             let (mounted, nbd) = self.mounts.remove(0);
@@ -181,7 +258,7 @@ impl Run {
         }
         self.mounts.clear();
         self.archive.take().unwrap().kill();
-        let archive = start(&self.dir);
+        let archive = start(&self.dir, &self.clock);
         self.client = archive.client();
         self.archive = Some(archive);
         // What was begun is finished or was not.
@@ -202,9 +279,7 @@ impl Run {
     }
 
     async fn listed(&mut self) -> Vec<u64> {
-        let request = RestorableRequest { volume: VOLUME.into(), all: true };
-        let list = self.client.archive.list_restorable(request).await.unwrap().into_inner();
-        list.snapshots.into_iter().map(|s| s.gid).collect()
+        listed(&mut self.client).await
     }
 
     async fn check(&mut self) {
@@ -223,17 +298,24 @@ impl Run {
     }
 }
 
+async fn listed(client: &mut Client) -> Vec<u64> {
+    let request = RestorableRequest { volume: VOLUME.into(), all: true };
+    let list = client.archive.list_restorable(request).await.unwrap().into_inner();
+    list.snapshots.into_iter().map(|s| s.gid).collect()
+}
+
 async fn history(seed: u64, steps: usize) {
     let mut run = Run::new(seed).await;
     for step in 0..steps {
         run.what = "receive".into();
-        match run.device.random(16) {
+        match run.device.random(18) {
             0..=6 => run.receive().await,
             7..=8 => run.merge().await,
             9 => run.apply().await,
             10..=11 => run.set_explicit().await,
             12..=13 => run.mount().await,
-            14 => drop(run.client.archive.gc(volume()).await.unwrap()),
+            14 => run.retention().await,
+            15 => drop(run.client.archive.gc(volume()).await.unwrap()),
             _ => run.kill().await,
         }
         run.what = format!("{} (seed {seed}, step {step})", run.what);

@@ -46,6 +46,8 @@ const VERBS: &[&str] = &[
     "unmount",
     "merge",
     "retention",
+    "replication-schedule",
+    "freshness",
     "enable-snapshot",
     "disable-snapshot",
     "gc",

@@ -187,6 +187,7 @@ impl Process {
             open_dir: self.fs.open_dir(&self.life, &self.defects),
             images: Arc::new(images),
             connector: self.net.connector(self.host, &self.life),
+            now: Arc::new(server_kit::clock::unix_seconds),
         };
         let server = archive_server::Server {
             base: format!("/{}", self.host).into(),
@@ -197,6 +198,7 @@ impl Process {
                 ..Default::default()
             },
             backend: archive_server::BackendChoice::File,
+            retention: None,
             world,
         };
         let listener = self.net.listen(self.host, &endpoint(self.host), &self.life);

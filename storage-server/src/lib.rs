@@ -39,6 +39,7 @@ pub mod device;
 pub mod discard;
 pub mod follower;
 pub mod gap;
+pub mod heartbeat;
 pub mod ledger;
 pub mod log;
 pub mod loss;

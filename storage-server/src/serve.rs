@@ -21,6 +21,7 @@ use tonic::service::Routes;
 use crate::archive_view;
 use crate::device::Devices;
 use crate::device::control::ControlDevices;
+use crate::heartbeat;
 use crate::peers::{PeerNames, Peers};
 use crate::registry::Registry;
 use crate::service::StorageService;
@@ -238,6 +239,7 @@ impl StorageRole {
         let forced = shutdown.forced();
         registry.resume();
         tokio::spawn(archive_view::poll(Arc::clone(&registry), Arc::clone(&shared)));
+        tokio::spawn(heartbeat::run(Arc::clone(&registry), Arc::clone(&shared)));
         let stopping = tokio::spawn(stop_all(Arc::clone(&registry), shutdown));
         let service = StorageServer::new(StorageService::new(Arc::clone(&registry), shared));
         let served = server.run(Routes::new(service)).await;

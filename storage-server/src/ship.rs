@@ -141,7 +141,11 @@ impl Shipper {
             return Ok(Some(due));
         }
         self.volume.record_snapshot(permanent, true, piece).await?;
-        self.snapshot_at = Some(now);
+        // Counted from when it was due, not from when the turn came: so a busy volume has one in
+        // every interval, and does not fall behind by a little each time.
+        let on_time =
+            self.snapshot_at.map(|last| last + interval).filter(|at| now < *at + interval);
+        self.snapshot_at = Some(on_time.filter(|at| *at <= now).unwrap_or(now));
         self.unsent_since = None;
         Ok(None)
     }

@@ -8,9 +8,11 @@
 )]
 #![forbid(unsafe_code)]
 
+use controller::ops::archive::{self, RestorePoint};
 use tests::cluster::{Cluster, Layout, sha256};
 use tests::outside::run;
 use tests::skip::have_programs;
+use tests::writer::Writer;
 
 /// Writes a pattern to the first half of the volume through qemu's NBD client.
 fn write_pattern(cluster: &Cluster, pattern: u8) {
@@ -110,4 +112,76 @@ fn all_roles_go_on_where_they_were_after_a_restart() {
     cluster.start_all().unwrap();
     write_pattern(&cluster, 2);
     cluster.verify_restore("vol0").unwrap();
+}
+
+/// With the settings that everybody has, a volume that is written to has a restorable point in
+/// every second.
+#[test]
+fn a_busy_volume_can_be_restored_to_any_second() {
+    const SECONDS: usize = 10;
+    if !have_programs("a_busy_volume_can_be_restored_to_any_second", &["qemu-io", "nbdcopy"]) {
+        return;
+    }
+    let cluster = Cluster::start(Layout::default()).unwrap();
+    cluster.full_backup("vol0").unwrap();
+    let writer = Writer::start(&cluster.nbd_uri("vol0"), 4096).unwrap();
+    let run = tests::poll::until("a point in each second", 2 * tests::poll::DEADLINE, || {
+        let list = cluster.run(archive::restorable(cluster.ctl(), "a0", "vol0", true))?;
+        let mut times: Vec<u64> = list.iter().map(|s| s.timestamp_s).collect();
+        times.dedup();
+        let every = |run: &&[u64]| run.windows(2).all(|pair| pair[0] + 1 == pair[1]);
+        Ok(times.windows(SECONDS).find(every).map(<[u64]>::to_vec))
+    });
+    let run = run.unwrap();
+    writer.finish().unwrap();
+    // Each of them by its time.
+    for second in [run[0], run[SECONDS / 2], run[SECONDS - 1]] {
+        let at = RestorePoint::At(second);
+        let plan = archive::plan_restore(cluster.ctl(), "a0", "vol0", at, None);
+        assert_eq!(cluster.run(plan).unwrap().timestamp_s, second);
+    }
+}
+
+fn json(cluster: &Cluster, args: &[&str]) -> serde_json::Value {
+    let (code, out, stderr) = cluster.walbc(&[args, &["--json"]].concat()).unwrap();
+    assert_eq!(code, 0, "{args:?}: {stderr}");
+    serde_json::from_str(&out).unwrap()
+}
+
+#[test]
+fn an_idle_volume_stays_fresh_and_what_an_archive_shall_do_by_itself_is_kept() {
+    let test = "an_idle_volume_stays_fresh_and_what_an_archive_shall_do_by_itself_is_kept";
+    if !have_programs(test, &["qemu-io"]) {
+        return;
+    }
+    let mut cluster = Cluster::start(Layout::default()).unwrap();
+    cluster.full_backup("vol0").unwrap();
+    write_pattern(&cluster, 1);
+    cluster.snapshot("vol0").unwrap();
+    let policy = "all 1h, every 1m 1d";
+    let dry = json(&cluster, &["retention", "a0", "vol0", policy, "--dry-run"]);
+    assert_eq!((&dry["apply"], &dry["dry_run"]), (&serde_json::Value::Null, &true.into()));
+    assert!(json(&cluster, &["retention", "a0", "vol0"])["retention"].is_null());
+    json(&cluster, &["retention", "a0", "vol0", policy, "--rate", "50M", "--apply-every", "1h"]);
+    json(&cluster, &["freshness", "a0", "vol0", "1h"]);
+    cluster.kill_and_restart("a0").unwrap();
+    let kept = json(&cluster, &["retention", "a0", "vol0"]);
+    assert_eq!(kept["retention"]["policy"], "keep all 3600s, every 60s 86400s");
+    assert_eq!(kept["retention"]["bytes_per_s"], 50 << 20);
+    assert_eq!(
+        (&kept["retention"]["apply_every_s"], &kept["age_limit_s"]),
+        (&3600.into(), &3600.into())
+    );
+    assert_eq!(kept["run"]["done"], "nothing was due");
+    json(&cluster, &["retention", "a0", "vol0", "off"]);
+    assert!(json(&cluster, &["retention", "a0", "vol0"])["retention"].is_null());
+    // Nobody writes: there is no new snapshot, and still nothing is missing.
+    let fresh = tests::poll::until("the archive to hear", tests::poll::DEADLINE, || {
+        let list = archive::restorable(cluster.ctl(), "a0", "vol0", true);
+        let newest = cluster.run(list)?.last().map_or(0, |s| s.timestamp_s);
+        let seen = controller::ops::look::archive_volume(cluster.ctl(), "a0", "vol0");
+        let seen = cluster.run(seen)?;
+        Ok((seen.complete_s > newest).then_some(seen))
+    });
+    assert_eq!(fresh.unwrap().stale_since_s, 0);
 }

@@ -12,6 +12,7 @@ mod send;
 use crate::archive::Archive;
 use crate::jobs::{APPLY, Job, REPLICATE, RESIZE, RESYNC};
 use crate::replica::needs_resync;
+use crate::upkeep;
 use crate::volume::Volume;
 use plan::{Goal, Next, Remote};
 use proto::v1::archive_client::ArchiveClient;
@@ -53,15 +54,22 @@ struct Replication {
     compression: Compression,
     max_merge_bytes: u64,
     scan_bytes_per_s: u64,
+    /// Bytes of wdiffs after which it is enough; 0: no limit.
+    max_send_bytes: u64,
+    sent_bytes: u64,
     /// What earlier steps have told as done.
     done_bytes: u64,
 }
 
-/// Starts to replicate a volume.
-pub(crate) fn start(
+/// Starts to replicate a volume; `ended` hears what becomes of it.
+pub(crate) fn start<F>(
     archive: &Arc<Archive>,
     request: ReplicateRequest,
-) -> Result<Operation, RoleError> {
+    ended: impl FnOnce(Result<Outcome, RoleError>) -> F + Send + 'static,
+) -> Result<Operation, RoleError>
+where
+    F: Future<Output = Result<Outcome, RoleError>> + Send,
+{
     let volume = archive.volume(&request.volume)?;
     volume.require_active(REPLICATE)?;
     let bad = |why: String| RoleError::bad_request(why).with_volume(&volume.name);
@@ -97,9 +105,11 @@ pub(crate) fn start(
                 compression,
                 max_merge_bytes,
                 scan_bytes_per_s: request.scan_bytes_per_s,
+                max_send_bytes: request.max_send_bytes,
+                sent_bytes: 0,
                 done_bytes: 0,
             };
-            replication.run().await
+            ended(replication.run().await).await
         }
     }))
 }
@@ -182,6 +192,7 @@ impl Replication {
                     let bytes = batch.bytes;
                     self.diff(batch).await?;
                     self.done_bytes += bytes;
+                    self.sent_bytes += bytes;
                     Ok(Step::At(latest))
                 }
             },
@@ -205,7 +216,7 @@ impl Replication {
             size_lb: size,
             resync: self.resync,
             base: Some(base.into()),
-            complete: None,
+            complete: upkeep::complete_message(&self.volume),
         };
         let answer = self.client.prepare_replication(request).await;
         Ok(answer.map_err(|s| RoleError::from_status(&self.peer, &s))?.into_inner())

@@ -79,7 +79,7 @@ impl Replication {
             Goal::Within(bytes) => missing <= bytes,
             Goal::Gid(gid) => at.begin() >= gid || first >= gid,
         };
-        if enough {
+        if enough || (self.max_send_bytes > 0 && self.sent_bytes >= self.max_send_bytes) {
             return Ok(Next::Finish);
         }
         let reached = walk(at, &known.chain).ok();
@@ -180,6 +180,11 @@ impl Replication {
     /// The next wdiffs to send, leased.
     async fn batch(&self, at: Snapshot) -> Result<Next, RoleError> {
         let volume = &self.volume;
+        let left = match self.max_send_bytes {
+            0 => u64::MAX,
+            most => most.saturating_sub(self.sent_bytes),
+        };
+        let most = self.max_merge_bytes.min(left);
         let (merged, lease, ours, bytes) = volume.with(|c| {
             let mut list = c.diffs.applicable_and_mergeable(at);
             let mut bytes = 0_u64;
@@ -189,7 +194,7 @@ impl Replication {
                     Goal::Gid(gid) => diff.begin().begin() >= gid,
                     Goal::Within(_) => false,
                 };
-                bytes <= self.max_merge_bytes && !beyond
+                bytes <= most && !beyond
             };
             let count = if self.dont_merge { 1 } else { FILES_MAX };
             let kept = list.iter().take(count).copied().take_while(fits).count().max(1);

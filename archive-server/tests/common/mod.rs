@@ -28,6 +28,7 @@ use tonic::transport::Channel;
 use wdiff_format::codec::Codec;
 use wdiff_format::compression::Compression;
 use wdiff_format::record::{DiffRecord, Payload};
+use wdiff_format::retention::Policy;
 use wdiff_format::sorted_writer::SortedWriter;
 use wlog_format::units::{Lb, LogUuid};
 
@@ -58,10 +59,16 @@ impl Archive {
     }
 
     pub fn within(dir: &TempDir, settings: Settings, world: World) -> Self {
-        Self::on(dir.path(), settings, BackendChoice::File, world)
+        Self::on(dir.path(), settings, (BackendChoice::File, None), world)
     }
 
-    pub fn on(dir: &Path, settings: Settings, backend: BackendChoice, world: World) -> Self {
+    /// With a backend, and a policy for new volumes.
+    pub fn on(
+        dir: &Path,
+        settings: Settings,
+        (backend, retention): (BackendChoice, Option<Policy>),
+        world: World,
+    ) -> Self {
         let (base, socket) = (dir.join("a0"), dir.join("a0.sock"));
         let shutdown = Shutdown::new();
         let (kill, killed) = tokio::sync::oneshot::channel();
@@ -74,7 +81,7 @@ impl Archive {
                 let listener = Listener::bind(&at, false).await.unwrap();
                 bound.send(()).unwrap();
                 let id = "a0".parse().unwrap();
-                let server = Server { base: root, id, settings, backend, world };
+                let server = Server { base: root, id, settings, backend, retention, world };
                 tokio::select! {
                     done = server.run(listener, asked) => done.unwrap(),
                     _ = killed => {}

@@ -194,8 +194,12 @@ pub enum Verb {
         #[arg(long, value_name = "RATE", value_parser = parse_size)]
         rate: Option<u64>,
     },
-    /// Thin out the history by a policy, once: merges, then an apply
-    Retention(super::retention::RetentionArgs),
+    /// Have an archive thin out the history by a policy, from now on: by merges and applies
+    Retention(super::upkeep::RetentionArgs),
+    /// Have an archive replicate a volume to another one, again and again
+    ReplicationSchedule(super::upkeep::ScheduleArgs),
+    /// Have an archive raise an alarm when the newest restorable point gets old
+    Freshness(super::upkeep::FreshnessArgs),
     /// Keep snapshots: merges do not take them
     EnableSnapshot(Snapshots),
     /// Let merges take snapshots

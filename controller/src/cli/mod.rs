@@ -5,7 +5,7 @@ pub mod doctor;
 pub mod mount;
 pub mod output;
 mod progress;
-pub mod retention;
+pub mod upkeep;
 pub mod values;
 mod verbs;
 mod words;

@@ -74,7 +74,9 @@ pub(super) async fn run(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
         Verb::Mount(args) => super::mount::mount(ctl, args).await,
         Verb::Mounts(args) => super::mount::mounts(ctl, args).await,
         Verb::Unmount(args) => super::mount::unmount(ctl, args).await,
-        Verb::Retention(args) => super::retention::run(ctl, args, json).await,
+        Verb::Retention(args) => super::upkeep::retention(ctl, args, json).await,
+        Verb::ReplicationSchedule(args) => super::upkeep::schedule(ctl, args).await,
+        Verb::Freshness(args) => super::upkeep::freshness(ctl, args).await,
         Verb::Doctor(args) => super::doctor::run(ctl, args, json).await,
         Verb::Completions { .. } => done(Report::done()),
     }

@@ -27,6 +27,10 @@ pub enum ProblemKind {
     OtherLog,
     /// An archive on the lists has not got what another one has.
     Lags,
+    /// The newest restorable point is older than the archive's limit.
+    Stale,
+    /// What an archive shall do by itself fails.
+    UpkeepFails,
 }
 
 /// Something that is wrong.
@@ -69,6 +73,8 @@ pub fn problems(volume: &str, views: &[(String, View)]) -> Vec<Problem> {
     found.extend(case.stopped());
     found.extend(case.lists_differ());
     found.extend(case.not_following());
+    found.extend(case.stale());
+    found.extend(case.upkeep_fails());
     found
 }
 
@@ -185,6 +191,49 @@ impl<'a> Case<'a> {
         found
     }
 
+    fn stale(&self) -> Vec<Problem> {
+        let of = |(server, v): &(&str, &v1::ArchiveVolume)| {
+            let message = match v.complete_s {
+                0 => "it has no restorable point, and a limit of its age".to_owned(),
+                at => format!(
+                    "its newest restorable point is of {at} (Unix seconds), more than its limit of \
+                     {} s ago",
+                    v.age_limit_s
+                ),
+            };
+            let step = format!("`walbc doctor {}` says what is wrong", self.volume);
+            self.problem(server, ProblemKind::Stale, message, step)
+        };
+        self.archives.iter().filter(|(_, v)| v.stale_since_s > 0).map(of).collect()
+    }
+
+    fn upkeep_fails(&self) -> Vec<Problem> {
+        let mut found = Vec::new();
+        for (server, upkeep) in
+            self.archives.iter().filter_map(|(s, v)| Some((s, v.upkeep.as_ref()?)))
+        {
+            let replications = upkeep.replications.iter().map(|r| {
+                let to = r.schedule.as_ref().and_then(|s| s.to.as_ref());
+                let to = to.map_or("?", |peer| peer.id.as_str());
+                (format!("the scheduled replication to {to}"), r.status.as_ref())
+            });
+            let thinning = ("the retention".to_owned(), upkeep.thinning.as_ref());
+            for (what, status) in std::iter::once(thinning).chain(replications) {
+                let Some(status) = status.filter(|status| !status.error.is_empty()) else {
+                    continue;
+                };
+                let message = format!("{what} fails: {}", status.error);
+                let again = "it is tried again by itself".to_owned();
+                let step = match status.next_step.as_str() {
+                    "" => again,
+                    step => format!("{again}; {step}"),
+                };
+                found.push(self.problem(server, ProblemKind::UpkeepFails, message, step));
+            }
+        }
+        found
+    }
+
     /// Archives that are sent the log and cannot use it, or do not get it.
     fn not_following(&self) -> Vec<Problem> {
         let Some((_, leg)) = self.legs.iter().find(|(_, leg)| leg.state == "Target") else {
@@ -290,6 +339,31 @@ mod tests {
         }
         let found = problems("v", &[leg("Standby")]);
         assert!(found[0].next_step.contains("full-backup"), "{found:?}");
+    }
+
+    #[test]
+    fn what_an_archive_says_of_its_upkeep_is_a_problem() {
+        let failing = |error: &str| v1::TaskStatus { error: error.into(), ..Default::default() };
+        let with = |change: &dyn Fn(&mut v1::ArchiveVolume)| {
+            let (server, mut view) = archive("a0", 7, 100);
+            let View::Archive(v) = &mut view else { unreachable!() };
+            change(v);
+            kinds(&[leg("Target"), (server, view)])
+        };
+        let fine = v1::Upkeep { thinning: Some(failing("")), ..Default::default() };
+        let limited = |v: &mut v1::ArchiveVolume| v.age_limit_s = 60;
+        assert_eq!(with(&limited), []);
+        assert_eq!(with(&|v| v.upkeep = Some(fine.clone())), []);
+        assert_eq!(with(&|v| v.stale_since_s = 1), [("a0".into(), ProblemKind::Stale)]);
+        let replication =
+            v1::ScheduledReplication { status: Some(failing("away")), ..Default::default() };
+        let upkeep = v1::Upkeep {
+            thinning: Some(failing("full")),
+            replications: vec![replication],
+            ..Default::default()
+        };
+        let expected = vec![("a0".to_owned(), ProblemKind::UpkeepFails); 2];
+        assert_eq!(with(&|v| v.upkeep = Some(upkeep.clone())), expected);
     }
 
     #[test]

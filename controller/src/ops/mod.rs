@@ -17,10 +17,10 @@ mod prepare;
 pub mod recover;
 pub mod replicate;
 pub mod resize;
-pub mod retention;
 pub mod run;
 pub mod setup;
 pub mod sync;
+pub mod upkeep;
 
 use std::time::Duration;
 

@@ -12,17 +12,22 @@ pub fn restorable(snapshots: &[v1::Restorable]) -> Report {
     let row = |s: &v1::Restorable| {
         let explicit = if s.explicit_snapshot { "explicit" } else { "implicit" };
         let size = format_size(s.change_bytes);
-        vec![s.gid.to_string(), time(s.timestamp_s), explicit.to_owned(), size]
+        let verified = match s.verified_s {
+            0 => "-".to_owned(),
+            at => format!("{} {}", s.verified_how, time(at)),
+        };
+        vec![s.gid.to_string(), time(s.timestamp_s), explicit.to_owned(), size, verified]
     };
     let entry = |s: &v1::Restorable| {
         json!({
             "gid": s.gid, "timestamp_s": s.timestamp_s,
             "explicit": s.explicit_snapshot, "change_bytes": s.change_bytes,
+            "verified_s": s.verified_s, "verified_how": s.verified_how,
         })
     };
     let json = json!({ "snapshots": snapshots.iter().map(entry).collect::<Vec<_>>() });
     let rows = snapshots.iter().map(row).collect();
-    Report::table(&["GID", "TIME", "KIND", "CHANGE"], rows, json)
+    Report::table(&["GID", "TIME", "KIND", "CHANGE", "VERIFIED"], rows, json)
 }
 
 /// `walbc restore` and its dry run.

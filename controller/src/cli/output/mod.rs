@@ -5,6 +5,7 @@
 
 mod history;
 mod picture;
+mod upkeep;
 
 use std::io::Write;
 
@@ -19,6 +20,7 @@ use crate::ops::resize::Resized;
 
 pub use history::{diffs, plan, restorable, restored};
 pub use picture::{alive, lag, log_usage, status};
+pub use upkeep::upkeep;
 
 /// A result in both forms.
 #[derive(Debug)]

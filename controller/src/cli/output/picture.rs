@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use server_kit::units::format_size;
 
 use super::super::words;
+use super::upkeep::upkeep_json;
 use super::{Report, hex, snapshot, time};
 use crate::ops::health::{Problem, ProblemKind};
 use crate::ops::look::{Status, View, VolumeStatus};
@@ -48,6 +49,8 @@ fn view_json(server: &str, view: &View) -> Value {
             "newest_restorable_s": v.newest_restorable_s,
             "last_received_s": v.last_received_s, "running": v.running,
             "backend": v.backend, "image": v.image,
+            "complete_s": v.complete_s, "age_limit_s": v.age_limit_s,
+            "stale_since_s": v.stale_since_s, "upkeep": v.upkeep.as_ref().map(upkeep_json),
         }),
     }
 }
