@@ -20,6 +20,7 @@ use nbd_support::raw::{Raw, Reply, request};
 use nbd_support::{Event, Fault, MemoryExport, PAGE, Served, noise, until};
 use parking_lot::Mutex;
 use tokio::net::UnixStream;
+use tokio::runtime::Handle;
 
 const MIB: usize = 1 << 20;
 const READ: u16 = 0;
@@ -256,6 +257,33 @@ async fn shutdown_finishes_what_is_in_flight() {
     assert_eq!(raw.rest().await, b"");
     assert!(export.events().contains(&Event::WriteEnd { offset: 0 }));
     assert!(!socket.exists(), "the socket is left behind");
+}
+
+/// Runs on a thread of its own until the sender is dropped.
+fn another_runtime() -> (Handle, tokio::sync::oneshot::Sender<()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let handle = runtime.handle().clone();
+    let (alive, ended) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || drop(runtime.block_on(ended)));
+    (handle, alive)
+}
+
+#[tokio::test]
+async fn an_export_is_served_where_it_is_at_home() {
+    let (home, alive) = another_runtime();
+    let export = MemoryExport::new(MIB).at_home(home).delayed(Duration::from_millis(1));
+    let served = Served::new(export).await;
+    let mut raw = Raw::simple(&served.socket).await;
+    raw.send(&[request(WRITE, 0, 1, 0, 512), vec![3; 512]].concat()).await;
+    assert_eq!(raw.reply().await, Reply::Simple { cookie: 1, error: 0 });
+    raw.send(&request(READ, 0, 2, 0, 512)).await;
+    assert_eq!(raw.reply().await, Reply::Simple { cookie: 2, error: 0 });
+    assert_eq!(raw.take(512).await, [3; 512]);
+    assert_eq!(served.export.state.lock().violations, Vec::<String>::new());
+    // Its clients are cut off with it, and the server ends in order.
+    drop(alive);
+    assert!(raw.rest().await.is_empty());
+    served.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

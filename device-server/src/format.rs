@@ -56,11 +56,8 @@ pub async fn open_device(path: &Path, role: DeviceRole) -> Result<Arc<dyn BlockD
 }
 
 fn try_open(path: &Path, role: DeviceRole) -> Result<Arc<dyn BlockDevice>, OpenError> {
-    let engine = match role {
-        // Every write waits for it.
-        DeviceRole::Log => Engine::Near,
-        DeviceRole::Data => Engine::Auto,
-    };
+    // Every write waits for the log device, every read for the data device.
+    let engine = Engine::Near;
     let options = OpenOptions { exclusive: true, engine, ..OpenOptions::default() };
     block_io::open(path, options).map_err(|source| {
         let (role, path) = (role.name(), path.to_owned());

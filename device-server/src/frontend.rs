@@ -9,6 +9,7 @@ use std::sync::Arc;
 use block_io::nbd::{Chunk, Export, ExportError, Extent, WriteZeroes};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use tokio::runtime::Handle;
 use wlog_format::units::to_usize;
 
 use crate::error::VolumeError;
@@ -36,6 +37,10 @@ impl Export for VolumeExport {
 
     fn zeroes_are_fast(&self) -> bool {
         true
+    }
+
+    fn home(&self) -> Option<Handle> {
+        Some(self.0.home().clone())
     }
 
     fn read(&self, offset: u64, len: u32) -> BoxFuture<'_, Result<Vec<Chunk>, ExportError>> {

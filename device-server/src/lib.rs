@@ -36,13 +36,17 @@
 //!    the plan is admitted: the volume is not frozen, and the ring has room (I4).
 //! 4. Completions are taken in order: the write enters the overlay of pending data and is
 //!    acknowledged (I2); with FUA only after the next flush.
-//! 5. `flusher` flushes the log device: at once when somebody waits, else some milliseconds later.
+//! 5. `flusher` flushes the log device: at once when somebody waits or is about to (clients that
+//!    flush after every so many writes), else some milliseconds later.
 //!    Now the write is *permanent*: the storage role may ship it, and the data writer may write it
 //!    (I1).
-//! 6. `data_writer` brings a batch of permanent packs to the data device and takes it out of the
-//!    overlay. Until then reads find it in the overlay (I3).
+//! 6. `data_writer` lets permanent packs gather for some milliseconds, brings them to the data
+//!    device and takes them out of the overlay. Until then reads find it in the overlay (I3).
 //! 7. `checkpoint` flushes the data device and records `written_lsid`: redo will not look at it
 //!    again.
+//!
+//! All of this, and the NBD connections of the volume, happens on one thread (`io_threads`), so that
+//! no step wakes another thread.
 //!
 //! # Positions
 //!
@@ -79,6 +83,7 @@ mod error;
 mod flusher;
 mod format;
 mod frontend;
+mod io_threads;
 mod log_reader;
 mod options;
 mod overlay;

@@ -22,6 +22,7 @@ use crate::config::{ServeArgs, VolumeSpec};
 use crate::control::{ControlService, MEND, Served, ServedVolumes, Unserved, UnservedVolumes};
 use crate::format::{DeviceRole, open_device};
 use crate::frontend::VolumeExport;
+use crate::io_threads::IoThreads;
 use crate::options::VolumeOptions;
 use crate::volume::Volume;
 
@@ -34,7 +35,8 @@ pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let args = server_kit::config::load(args.config.clone().as_deref(), args)?;
     check(&args)?;
     let state = args.state_dir.as_deref().map(open_state_dir).transpose()?;
-    let (mut volumes, unserved) = open_volumes(&args, state.as_deref()).await?;
+    let mut threads = IoThreads::start(args.volume.len())?;
+    let (mut volumes, unserved) = open_volumes(&args, state, &mut threads).await?;
     let result = serve_volumes(&args, &mut volumes, unserved, &shutdown).await;
     close(volumes, &shutdown).await;
     result
@@ -43,14 +45,16 @@ pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
 /// All volumes, those that cannot be served apart.
 async fn open_volumes(
     args: &ServeArgs,
-    state: Option<&dyn DurableDir>,
+    state: Option<Arc<dyn DurableDir>>,
+    threads: &mut IoThreads,
 ) -> anyhow::Result<(ServedVolumes, UnservedVolumes)> {
     let options: Result<Vec<_>, _> = args.volume.iter().map(|spec| args.options(spec)).collect();
     let options = options.map_err(anyhow::Error::msg)?;
     let (mut volumes, mut unserved) = (BTreeMap::new(), BTreeMap::new());
     let mut last = None;
     for (spec, options) in args.volume.iter().zip(options) {
-        match open_volume(spec, options, state).await {
+        let opened = open_volume(spec.clone(), options, state.clone());
+        match threads.run(opened).await.and_then(|opened| opened) {
             Ok(volume) => {
                 let served = Served { volume: Arc::new(volume), frontends: Vec::new() };
                 volumes.insert(spec.name.to_string(), served);
@@ -91,14 +95,14 @@ fn check(args: &ServeArgs) -> anyhow::Result<()> {
 
 /// Opens the devices of one volume and redoes its log.
 async fn open_volume(
-    spec: &VolumeSpec,
+    spec: VolumeSpec,
     options: VolumeOptions,
-    state: Option<&dyn DurableDir>,
+    state: Option<Arc<dyn DurableDir>>,
 ) -> anyhow::Result<Volume> {
     let log = open_device(&absolute(&spec.log)?, DeviceRole::Log).await?;
     let data = open_device(&absolute(&spec.data)?, DeviceRole::Data).await?;
     // After the devices: they are locked, so nobody else has the directory of this volume.
-    let state = state.map(|base| volume_dir(base, spec)).transpose()?;
+    let state = state.map(|base| volume_dir(&*base, &spec)).transpose()?;
     let opened = Volume::open_with_state(spec.name.as_str(), log, data, options, state).await;
     let (volume, redo) = opened?;
     tracing::info!(

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use parking_lot::Mutex;
 use server_kit::durable::DurableDir;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,6 +44,7 @@ pub struct Volume {
     core: Arc<Core>,
     requests: mpsc::UnboundedSender<Request>,
     tasks: TaskTracker,
+    home: Handle,
 }
 
 impl Drop for Volume {
@@ -86,7 +88,12 @@ impl Volume {
         tasks.spawn(guarded(Arc::clone(&core), data_writer::run(Arc::clone(&core))));
         tasks.spawn(guarded(Arc::clone(&core), checkpoint::run(Arc::clone(&core))));
         tasks.close();
-        Ok((Self { core, requests, tasks }, report))
+        Ok((Self { core, requests, tasks, home: Handle::current() }, report))
+    }
+
+    /// The runtime that its tasks run in.
+    pub(crate) const fn home(&self) -> &Handle {
+        &self.home
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {

@@ -12,6 +12,7 @@ use std::io;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use tokio::runtime::Handle;
 
 use super::protocol::Errno;
 
@@ -36,6 +37,12 @@ pub trait Export: Send + Sync + 'static {
     /// that wants zeroes only when they are cheap with `ENOTSUP`, without asking the export.
     fn zeroes_are_fast(&self) -> bool {
         false
+    }
+
+    /// The runtime that does the export's work. Its connections are served there, so that no
+    /// request has to change threads; `None` is the server's own.
+    fn home(&self) -> Option<Handle> {
+        None
     }
 
     /// Reads `len` bytes at `offset` (bytes): pieces in order, `len` bytes in all.

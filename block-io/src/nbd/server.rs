@@ -1,4 +1,5 @@
-//! The NBD server: listens, greets, and runs each connection in a task of its own.
+//! The NBD server: listens, greets, and runs each connection in a task of its own, where its export
+//! is at home.
 //!
 //! Invariants:
 //! - Connections, requests in flight and payload memory are bounded by [`Limits`].
@@ -16,9 +17,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::budget::{Ledger, Pool};
 use super::export::Export;
@@ -268,7 +271,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 }
 
 impl Shared {
-    async fn connection(&self, mut stream: Stream, shutdown: CancellationToken) {
+    async fn connection(self: &Arc<Self>, mut stream: Stream, shutdown: CancellationToken) {
         let negotiated = tokio::select! {
             negotiated = self.shake_hands(&mut stream) => negotiated,
             () = shutdown.cancelled() => return,
@@ -282,6 +285,18 @@ impl Shared {
             }
         };
         tracing::debug!(export = negotiated.name, "NBD client connected");
+        let home = negotiated.export.home().unwrap_or_else(Handle::current);
+        let transmission = home.spawn(Arc::clone(self).transmission(stream, negotiated, shutdown));
+        report(AbortOnDropHandle::new(transmission).await);
+    }
+
+    /// Everything after the handshake.
+    async fn transmission(
+        self: Arc<Self>,
+        stream: Stream,
+        negotiated: Negotiated,
+        shutdown: CancellationToken,
+    ) {
         match self.transmit(stream, &negotiated, shutdown).await {
             Ok(()) => tracing::debug!(export = negotiated.name, "NBD client disconnected"),
             Err(error) => {

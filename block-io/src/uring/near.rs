@@ -2,9 +2,12 @@
 //! acknowledgement waits.
 //!
 //! ```text
-//!  task: admit -> put it into the ring and submit, on this very thread -> await the answer
-//!  disk -> the ring is readable -> the runtime's own poll -> a task reaps and answers
+//!  tasks: admit -> put it into the ring -> await the answer
+//!  runtime: the ring's task, next in its queue, submits what the tasks before it have put there
+//!  disk -> the ring is readable -> the runtime's own poll -> the ring's task reaps and answers
 //! ```
+//!
+//! So the requests that one turn of the tasks brings go to the kernel with one system call.
 //!
 //! Compared with the engine thread that saves the way to another thread and back for each request.
 //! A ring per device is no matter for the few devices of a device role; who follows thousands uses
@@ -22,6 +25,7 @@ use io_uring::IoUring;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::sqe::pollable;
@@ -39,7 +43,9 @@ const NO_KEY: u64 = u64::MAX;
 pub(crate) struct Near {
     /// `None` once it has died.
     table: Mutex<Option<Table>>,
-    reaper: AbortHandle,
+    /// Something is to be submitted.
+    bell: Arc<Notify>,
+    driver: AbortHandle,
 }
 
 impl Near {
@@ -49,18 +55,17 @@ impl Near {
         let ring = IoUring::new(RING_ENTRIES)?;
         let ready = pollable(&ring)?;
         let table = Mutex::new(Some(Table::new(ring, DEVICE_DEPTH)?));
+        let bell = Arc::new(Notify::new());
         Ok(Arc::new_cyclic(|near: &Weak<Self>| {
-            let reaper = runtime.spawn(reap(near.clone(), ready)).abort_handle();
-            Self { table, reaper }
+            let driver = runtime.spawn(drive(near.clone(), ready, Arc::clone(&bell)));
+            Self { table, bell, driver: driver.abort_handle() }
         }))
     }
 
-    /// Hands a request to the kernel; its answer comes through its channel.
+    /// Hands a request over; its answer comes through its channel.
     pub(crate) fn submit(&self, request: Request) {
-        self.with(|table| {
-            table.take_in(request)?;
-            submit(table)
-        });
+        self.with(|table| table.take_in(request));
+        self.bell.notify_one();
     }
 
     /// Does something to the table; an error is the end of the ring.
@@ -76,7 +81,7 @@ impl Near {
 
 impl Drop for Near {
     fn drop(&mut self) {
-        self.reaper.abort();
+        self.driver.abort();
         // Somebody gave up waiting, and the kernel still works on it.
         let Some(table) = self.table.lock().take().filter(|table| !table.is_idle()) else { return };
         let left = Arc::new(Mutex::new(Some(table)));
@@ -116,14 +121,25 @@ fn submit(table: &mut Table) -> io::Result<()> {
     Ok(())
 }
 
-/// Answers what is complete, until the engine is gone.
-async fn reap(near: Weak<Near>, ready: AsyncFd<OwnedFd>) {
+/// Submits what is new and answers what is complete, until the engine is gone.
+async fn drive(near: Weak<Near>, ready: AsyncFd<OwnedFd>, bell: Arc<Notify>) {
     loop {
-        let Ok(mut guard) = ready.readable().await else { return };
-        guard.clear_ready();
+        let complete = tokio::select! {
+            biased;
+            readable = ready.readable() => match readable {
+                Ok(mut guard) => {
+                    guard.clear_ready();
+                    true
+                }
+                Err(_no_runtime) => return,
+            },
+            () = bell.notified() => false,
+        };
         let Some(near) = near.upgrade() else { return };
         near.with(|table| {
-            table.reap(NO_KEY)?;
+            if complete {
+                table.reap(NO_KEY)?;
+            }
             submit(table)
         });
     }

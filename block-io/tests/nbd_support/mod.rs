@@ -14,6 +14,7 @@ use block_io::nbd::{Chunk, Export, ExportError, Extent, Limits, Listener, NbdSer
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -68,6 +69,7 @@ pub(crate) struct MemoryExport {
     /// Operations wait this long, the even ones (by offset) longer, so that replies change order.
     delay: Duration,
     record: bool,
+    home: Option<Handle>,
 }
 
 impl MemoryExport {
@@ -80,7 +82,13 @@ impl MemoryExport {
             read_only: false,
             delay: Duration::ZERO,
             record: true,
+            home: None,
         }
+    }
+
+    pub(crate) fn at_home(mut self, home: Handle) -> Self {
+        self.home = Some(home);
+        self
     }
 
     pub(crate) fn read_only(mut self) -> Self {
@@ -123,6 +131,9 @@ impl MemoryExport {
 
     /// What the server promises of every range.
     fn check(&self, what: &str, offset: u64, len: u32) {
+        if self.home.as_ref().is_some_and(|home| home.id() != Handle::current().id()) {
+            self.state.lock().violations.push(format!("{what} away from home"));
+        }
         let block = u64::from(self.block);
         let aligned = offset.is_multiple_of(block) && u64::from(len).is_multiple_of(block);
         let inside = offset.checked_add(u64::from(len)).is_some_and(|end| end <= self.size);
@@ -203,6 +214,10 @@ impl Export for MemoryExport {
 
     fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    fn home(&self) -> Option<Handle> {
+        self.home.clone()
     }
 
     fn read(&self, offset: u64, len: u32) -> BoxFuture<'_, Result<Vec<Chunk>, ExportError>> {
