@@ -135,6 +135,7 @@ impl Core {
             (state.positions.completed, state.log.epoch)
         };
         self.flush_log().await?;
+        self.hurry_data();
         self.wait_until(|state| {
             let there = state.positions.written >= target || state.log.epoch != epoch;
             state.check_sound().map(|()| there.then_some(())).transpose()

@@ -122,6 +122,7 @@ impl Committer {
                 Admission::LatchOverflow => core.latch_overflow(plan.end).await,
                 Admission::Wait => {
                     core.hurry_flush();
+                    core.hurry_data();
                     core.checkpoint_bell.notify_one();
                     tokio::select! {
                         () = moved => {}
@@ -186,6 +187,8 @@ fn complete(core: &Core, ended: Ended) {
             drop(state);
             return requests.into_iter().for_each(|r| send(r.answer, Err(refusal.clone())));
         }
+        let expected = state.flush.rhythm.completed(requests.len());
+        state.flush.urgent |= expected;
         let mut requests = requests.into_iter();
         for pack in packs {
             enter(&mut state, pack, requests.by_ref().take(pack.requests), &mut acknowledged);

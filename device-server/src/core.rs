@@ -68,6 +68,43 @@ pub(crate) struct FlushState {
     pub(crate) since: Option<Instant>,
     /// Who waits for which position to be permanent, in order.
     pub(crate) waiters: VecDeque<(Lsid, Answer)>,
+    /// When the next request for a flush is expected.
+    pub(crate) rhythm: Rhythm,
+}
+
+/// What the data writer has to know.
+#[derive(Default)]
+pub(crate) struct DataState {
+    /// Somebody waits: do not let writes gather.
+    pub(crate) urgent: bool,
+    /// Since when permanent writes gather.
+    pub(crate) since: Option<Instant>,
+}
+
+/// How many writes clients let pass between two flushes. After as many again a flush is begun
+/// without being asked for: it is under way already when the request for it comes.
+#[derive(Debug, Default)]
+pub(crate) struct Rhythm {
+    /// Writes before the last request for a flush.
+    period: usize,
+    /// Writes since then.
+    count: usize,
+}
+
+impl Rhythm {
+    /// A client wants a flush.
+    pub(crate) fn asked(&mut self) {
+        if self.count > 0 {
+            (self.period, self.count) = (self.count, 0);
+        }
+    }
+
+    /// So many writes have completed; true if a flush is expected now.
+    pub(crate) fn completed(&mut self, writes: usize) -> bool {
+        let before = self.count;
+        self.count = before.saturating_add(writes);
+        (before + 1..=self.count).contains(&self.period)
+    }
 }
 
 /// Why a volume takes no more writes.
@@ -101,6 +138,7 @@ pub(crate) struct State {
     pub(crate) logged: VecDeque<LoggedPack>,
     pub(crate) pending_bytes: u64,
     pub(crate) flush: FlushState,
+    pub(crate) data: DataState,
 }
 
 impl State {
@@ -120,6 +158,7 @@ impl State {
             logged: VecDeque::new(),
             pending_bytes: 0,
             flush: FlushState::default(),
+            data: DataState::default(),
         }
     }
 
@@ -274,6 +313,7 @@ impl Core {
         }
         let _waiting = WaitingWriter::new(self);
         self.flush_bell.notify_one();
+        self.data_bell.notify_one();
         tokio::select! {
             room = Arc::clone(&self.memory).acquire_many_owned(sectors) => {
                 room.map_err(|_| VolumeError::Stopping)
@@ -282,9 +322,18 @@ impl Core {
         }
     }
 
-    /// Asks for a flush of the log now, because somebody waits for it.
+    /// Asks for what is permanent to be written to the data device now.
+    pub(crate) fn hurry_data(&self) {
+        self.state.lock().data.urgent = true;
+        self.data_bell.notify_one();
+    }
+
+    /// Asks for a flush of the log now, because somebody waits for it; one that is under way and
+    /// covers everything will do.
     pub(crate) fn hurry_flush(&self) {
-        self.state.lock().flush.urgent = true;
+        let mut state = self.state.lock();
+        state.flush.urgent |= state.positions.completed > state.positions.flush;
+        drop(state);
         self.flush_bell.notify_one();
     }
 }
@@ -302,5 +351,26 @@ impl<'a> WaitingWriter<'a> {
 impl Drop for WaitingWriter<'_> {
     fn drop(&mut self) {
         self.0.state.lock().flush.writers_waiting -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Rhythm;
+
+    #[test]
+    fn a_flush_is_expected_after_as_many_writes_as_the_last_time() {
+        let mut rhythm = Rhythm::default();
+        assert!(!rhythm.completed(1), "nobody has asked yet");
+        rhythm.asked();
+        assert!(rhythm.completed(1));
+        assert!(!rhythm.completed(1), "once only");
+        assert!(!rhythm.completed(1));
+        rhythm.asked();
+        rhythm.asked();
+        assert!(!rhythm.completed(2), "twice in a row counts once");
+        assert!(rhythm.completed(4));
+        rhythm.asked();
+        assert!(rhythm.completed(9), "6 is reached and passed");
     }
 }

@@ -1,11 +1,12 @@
 //! Brings logged writes to the data device.
 //!
-//! Works in batches: all packs that are permanent (I1), up to a size, are summed into one overlay,
-//! in which of several writes to a block only the last is left; its pieces are sorted and
-//! coalesced, and written many at a time. The next batch begins when the last one has ended, so
-//! overlapping writes reach the data device in log order (I3). A batch contains nothing that is not
-//! permanent, even where that means to write an older version of a block whose newer one is already
-//! logged: if the newer log is lost in a power cut, the older must be there.
+//! Works in batches: what is permanent (I1) gathers for some milliseconds, unless somebody waits.
+//! Then all of these packs, up to a size, are summed into one overlay, in which of several writes
+//! to a block only the last is left; its pieces are sorted and coalesced, and written many at a
+//! time. The next batch begins when the last one has ended, so overlapping writes reach the data
+//! device in log order (I3). A batch contains nothing that is not permanent, even where that means
+//! to write an older version of a block whose newer one is already logged: if the newer log is lost
+//! in a power cut, the older must be there.
 
 use std::io;
 use std::sync::Arc;
@@ -13,11 +14,13 @@ use std::sync::Arc;
 use block_io::device::BlockDevice;
 use bytes::Bytes;
 use futures::stream::{StreamExt, TryStreamExt};
+use tokio::time::Instant;
 use wlog_format::units::{Lb, Lsid};
 
-use crate::core::{Core, LoggedPack};
-use crate::options::MAX_BATCH_BYTES;
+use crate::core::{Core, DataState, LoggedPack, State};
+use crate::options::{GATHER, GATHERED_BYTES, MAX_BATCH_BYTES};
 use crate::overlay::{Overlay, Payload};
+use crate::positions::Positions;
 
 /// Data writes in flight at most.
 const MAX_WRITES_IN_FLIGHT: usize = 64;
@@ -29,17 +32,47 @@ const RECORDS_PER_LOCK: usize = 128;
 
 /// Runs until the volume stops or fails.
 pub(crate) async fn run(core: Arc<Core>) {
-    loop {
-        tokio::select! {
-            () = core.stop.cancelled() => return,
-            () = core.data_bell.notified() => {}
+    while wait_until_due(&core).await {
+        let Some(batch) = take_batch(&core) else { return };
+        let summed = sum(&batch);
+        if let Err(error) = apply(&core.data, summed).await {
+            return core.fail_io("write to the data device failed", &error);
         }
-        while let Some(batch) = take_batch(&core) {
-            let summed = sum(&batch);
-            if let Err(error) = apply(&core.data, summed).await {
-                return core.fail_io("write to the data device failed", &error);
+        finish(&core, batch);
+    }
+}
+
+/// When the next batch begins; `None` while there is nothing to write.
+fn next_batch(state: &State) -> Option<Instant> {
+    state.check_sound().ok()?;
+    let now = Instant::now();
+    let Positions { permanent, written, .. } = state.positions;
+    if permanent == written {
+        return None;
+    }
+    let gathered = state.log.ring.block_size().bytes_of(permanent.distance_from(written));
+    let waited_for = state.data.urgent || state.flush.writers_waiting > 0;
+    if waited_for || gathered >= GATHERED_BYTES {
+        return Some(now);
+    }
+    Some(state.data.since.map_or(now, |since| since + GATHER))
+}
+
+/// Lets permanent writes gather; false when the volume stops.
+async fn wait_until_due(core: &Core) -> bool {
+    loop {
+        let due = next_batch(&core.state.lock());
+        let timer = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
             }
-            finish(&core, batch);
+        };
+        tokio::select! {
+            biased;
+            () = core.stop.cancelled() => return false,
+            () = timer => return true,
+            () = core.data_bell.notified() => {}
         }
     }
 }
@@ -55,6 +88,10 @@ fn take_batch(core: &Core) -> Option<Vec<LoggedPack>> {
         let Some(pack) = state.logged.pop_front_if(|pack| pack.end <= permanent) else { break };
         bytes += pack.bytes;
         batch.push(pack);
+    }
+    let more = state.logged.front().is_some_and(|pack| pack.end <= permanent);
+    if !more {
+        state.data = DataState::default();
     }
     (!batch.is_empty()).then_some(batch)
 }

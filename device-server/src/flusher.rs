@@ -1,5 +1,5 @@
-//! Makes the log permanent: flushes the log device when somebody waits for it, when much is
-//! unflushed, and otherwise a few milliseconds after a write.
+//! Makes the log permanent: flushes the log device when somebody waits for it or will soon, when
+//! much is unflushed, and otherwise a few milliseconds after a write.
 //!
 //! Invariants: one flush at a time; it covers what had *completed* when it was issued. Only then
 //! `permanent` moves, and only behind `permanent` data is written (I1) and FUA and flush requests
@@ -80,6 +80,7 @@ async fn flush(core: &Core) -> bool {
     let answers = {
         let mut state = core.state.lock();
         state.positions.set(|p| p.permanent = target);
+        state.data.since.get_or_insert_with(Instant::now);
         take_answers(&mut state, target)
     };
     core.data_bell.notify_one();

@@ -30,6 +30,13 @@ pub(crate) const FLUSH_AT_BYTES: u64 = 8 << 20;
 /// Payload bytes of one batch of the data writer.
 pub(crate) const MAX_BATCH_BYTES: u64 = 16 << 20;
 
+/// How long permanent writes gather before they go to the data device, so that clients that flush
+/// after every write do not wait behind as many data writes.
+pub(crate) const GATHER: Duration = Duration::from_millis(5);
+
+/// As much log as this does not gather any longer.
+pub(crate) const GATHERED_BYTES: u64 = 1 << 20;
+
 /// The least that `max_pending_bytes` may be: a few of the largest records.
 pub const MIN_PENDING_BYTES: u64 = 4 * MAX_RECORD_BYTES;
 

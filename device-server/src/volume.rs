@@ -298,6 +298,7 @@ impl Volume {
     /// # Errors
     /// When the log device fails, or has failed.
     pub async fn flush(&self) -> Result<(), VolumeError> {
+        self.core.state.lock().flush.rhythm.asked();
         self.core.flush_log().await
     }
 
@@ -444,6 +445,7 @@ impl Core {
     /// The same, and on the data device.
     pub(crate) async fn drain(&self) -> Result<(), VolumeError> {
         self.settle().await?;
+        self.hurry_data();
         self.wait_until(|state| {
             let drained = state.positions.is_drained();
             state.check_sound().map(|()| drained.then_some(())).transpose()
