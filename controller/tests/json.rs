@@ -48,7 +48,8 @@ fn picture() -> Status {
         message: String::new(),
         next_step: String::new(),
     }];
-    let volume = VolumeStatus { volume: "v".to_owned(), restorable_age_s: None, views, problems };
+    let (volume, restorable_age_s) = ("v".to_owned(), None);
+    let volume = VolumeStatus { volume, restorable_age_s, up_to_date: false, views, problems };
     Status { volumes: vec![volume], unreachable: Vec::new(), peers: vec![peers()] }
 }
 

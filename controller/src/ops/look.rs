@@ -99,6 +99,8 @@ pub struct VolumeStatus {
     pub volume: String,
     /// Seconds since the newest point that some archive can restore; `None`: there is none.
     pub restorable_age_s: Option<u64>,
+    /// Nothing was written since that point: the volume is idle, however old the point grows.
+    pub up_to_date: bool,
     /// Each server that knows the volume, in the order of the group.
     pub views: Vec<(String, View)>,
     /// What is wrong beyond the errors that the servers report themselves.
@@ -223,7 +225,8 @@ pub async fn status(ctl: &Controller, only: Option<&str>) -> Status {
         .map(|volume| {
             let views: Vec<_> = all.extract_if(.., |(_, view)| view.volume() == volume).collect();
             let problems = health::problems(&volume, &views);
-            VolumeStatus { restorable_age_s: restorable_age(&views), volume, views, problems }
+            let (restorable_age_s, up_to_date) = (restorable_age(&views), is_up_to_date(&views));
+            VolumeStatus { volume, restorable_age_s, up_to_date, views, problems }
         })
         .collect();
     // A storage server that does not answer is among the unreachable ones.
@@ -243,6 +246,33 @@ fn restorable_age(views: &[(String, View)]) -> Option<u64> {
         _ => None,
     });
     newest.max().map(|newest| now_s().saturating_sub(newest))
+}
+
+/// Whether an archive can restore the volume as it is: all that is in the log of a target was
+/// shipped, and has arrived. What is written between the answers of the two makes it no lie.
+fn is_up_to_date(views: &[(String, View)]) -> bool {
+    let shipped = |leg: &v1::StorageVolume| {
+        // The size of a block is known when the device has answered.
+        let answered = leg.physical_block_bytes > 0;
+        answered
+            && leg.state == "Target"
+            && leg.gap_since_s == 0
+            && leg.done_lsid == leg.latest_lsid
+    };
+    let arrived = |leg: &v1::StorageVolume, image: &v1::ArchiveVolume| {
+        image.log_uuid == leg.log_uuid
+            && image.newest_restorable_s > 0
+            && image.newest_restorable_gid >= leg.done_gid
+    };
+    let legs = views.iter().filter_map(|(_, view)| match view {
+        View::Storage(leg) if shipped(leg) => Some(leg),
+        _ => None,
+    });
+    let mut images = views.iter().filter_map(|(_, view)| match view {
+        View::Archive(image) => Some(image),
+        _ => None,
+    });
+    legs.into_iter().any(|leg| images.any(|image| arrived(leg, image)))
 }
 
 /// What a storage server says of a volume; state `Clear` when it does not know it.
@@ -349,4 +379,49 @@ fn known(state: &str, volume: &str, server: &str) -> Result<(), ControlError> {
         message: format!("{server} does not know a volume {volume:?}"),
         next_step: format!("`walbc list-volumes {server}` shows those it knows"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_up_to_date_when_all_that_was_written_has_arrived() {
+        type Change = fn(&mut v1::StorageVolume, &mut v1::ArchiveVolume);
+        let judged = |change: Change| {
+            let mut leg = v1::StorageVolume {
+                state: "Target".to_owned(),
+                log_uuid: vec![7; 16].into(),
+                physical_block_bytes: 4096,
+                done_lsid: 30,
+                latest_lsid: 30,
+                done_gid: 4,
+                ..Default::default()
+            };
+            let mut image = v1::ArchiveVolume {
+                log_uuid: vec![7; 16].into(),
+                newest_restorable_gid: 4,
+                newest_restorable_s: 1,
+                ..Default::default()
+            };
+            change(&mut leg, &mut image);
+            let leg = ("s0".to_owned(), View::Storage(Box::new(leg)));
+            is_up_to_date(&[leg, ("a0".to_owned(), View::Archive(Box::new(image)))])
+        };
+        assert!(judged(|_, _| {}), "idle since long ago");
+        let behind: [(&str, Change); 7] = [
+            ("written", |leg, _| leg.latest_lsid = 31),
+            ("on its way", |_, image| image.newest_restorable_gid = 3),
+            ("nothing can be restored", |_, image| image.newest_restorable_s = 0),
+            ("another log", |_, image| image.log_uuid = vec![8; 16].into()),
+            ("lost", |leg, _| leg.gap_since_s = 1),
+            ("not shipped", |leg, _| leg.state = "Stopped".to_owned()),
+            ("the device does not answer", |leg, _| {
+                (leg.physical_block_bytes, leg.latest_lsid, leg.done_lsid) = (0, 0, 0);
+            }),
+        ];
+        for (why, change) in behind {
+            assert!(!judged(change), "{why}");
+        }
+    }
 }

@@ -134,6 +134,11 @@ pub fn status(status: &Status) -> Report {
     let mut lines = Vec::new();
     for volume in &status.volumes {
         lines.push(match volume.restorable_age_s {
+            Some(_) if volume.up_to_date => format!(
+                "{}: up to date: nothing was written since the newest restorable point, {} ago",
+                volume.volume,
+                age(volume.restorable_age_s)
+            ),
             Some(_) => format!(
                 "{}: newest restorable point is {} old",
                 volume.volume,
@@ -167,7 +172,7 @@ pub fn status(status: &Status) -> Report {
     let volume_json = |volume: &VolumeStatus| {
         json!({
             "volume": volume.volume,
-            "restorable_age_s": volume.restorable_age_s,
+            "restorable_age_s": volume.restorable_age_s, "up_to_date": volume.up_to_date,
             "servers": volume.views.iter().map(|(s, v)| view_json(s, v)).collect::<Vec<_>>(),
             "problems": volume.problems,
         })
@@ -208,12 +213,16 @@ pub fn lag(status: &Status) -> Report {
         };
         v.views.iter().map(|(_, view)| of(view)).sum()
     };
-    let row =
-        |v: &VolumeStatus| vec![v.volume.clone(), age(v.restorable_age_s), format_size(unsent(v))];
+    let old = |v: &VolumeStatus| match v.up_to_date {
+        true => format!("{}, up to date", age(v.restorable_age_s)),
+        false => age(v.restorable_age_s),
+    };
+    let row = |v: &VolumeStatus| vec![v.volume.clone(), old(v), format_size(unsent(v))];
     let entry = |v: &VolumeStatus| {
         json!({
             "volume": v.volume,
             "restorable_age_s": v.restorable_age_s,
+            "up_to_date": v.up_to_date,
             "unsent_bytes": unsent(v),
         })
     };
