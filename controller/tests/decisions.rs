@@ -89,14 +89,21 @@ async fn what_keeps_a_hash_backup_from_starting_is_said_and_nothing_is_changed()
 }
 
 #[tokio::test]
-async fn a_hash_backup_keeps_the_primarys_queues_and_takes_the_others_off_the_lists() {
+async fn a_hash_backup_keeps_all_queues_and_who_follows_at_one_proxy_follows_at_all() {
     let doubles = target("Stopped").await;
-    doubles.list(&["p0", "p1"], &["a0", "a1"]);
+    doubles.list(&["p0"], &["a0"]);
+    doubles.list(&["p1"], &["a0", "a1"]);
     let (gid, notes) = hash(&doubles).await;
     gid.unwrap();
-    assert_eq!(doubles.calls_of("delete"), ["p0 a1", "p1 a1"]);
-    assert!(notes[0].contains("walbc replicate a0 v a1 --synchronizing"), "{notes:?}");
-    assert!(sync::is_synchronizing(&doubles.ctl, "a0", "v").await.unwrap());
+    assert_eq!(doubles.calls_of("delete"), [""; 0]);
+    assert_eq!(doubles.calls_of("add"), ["p0 a1"]);
+    let calls = doubles.calls();
+    let at = |what: &str| calls.iter().position(|call| call.starts_with(what)).unwrap();
+    assert!(at("p0 add") < at("s0 hash-backup"), "before the new log begins: {calls:?}");
+    assert!(notes[0].contains("a1 comes along by itself"), "{notes:?}");
+    for archive in ["a0", "a1"] {
+        assert!(sync::is_synchronizing(&doubles.ctl, archive, "v").await.unwrap());
+    }
     for proxy in ["p0", "p1"] {
         assert_eq!(doubles.world.lock().proxies[proxy].state, "Started");
     }
@@ -144,12 +151,17 @@ async fn a_proxy_that_is_down_does_not_keep_a_volume_unprotected() {
 #[tokio::test]
 async fn lost_answers_are_looked_after_and_nothing_is_done_twice() {
     let doubles = target("Standby").await;
-    doubles.list(&["p0"], &["a0", "a1"]);
+    doubles.list(&["p0"], &["a0"]);
     doubles.list(&["p1"], &[]);
-    for lost in ["s0 stop", "p0 stop", "p0 delete", "p1 add", "p1 start", "s0 hash-backup"] {
+    for lost in ["s0 stop", "p1 stop", "p1 add", "p1 start", "s0 hash-backup"] {
         doubles.lose(lost);
     }
     assert_eq!(hash(&doubles).await.0.unwrap(), 9);
+    doubles.list(&["p0"], &["a0", "a1"]);
+    for lost in ["p0 stop", "p0 delete"] {
+        doubles.lose(lost);
+    }
+    sync::stop_synchronizing(&doubles.ctl, "a1", "v").await.unwrap();
     assert!(doubles.world.lock().lose.is_empty(), "each was lost once");
     for method in ["delete", "add", "hash-backup"] {
         assert_eq!(doubles.calls_of(method).len(), 1, "{method}: {:?}", doubles.calls());
@@ -188,22 +200,53 @@ async fn a_backup_that_was_begun_before_is_waited_for() {
     let (done, ()) = futures::join!(hash(&ended), arrives);
     assert_eq!(done.0.unwrap(), 7);
     assert_eq!(ended.calls(), [""; 0]);
-    // Long ago: a target is a target, also when the archive has lost its data.
-    assert!(hash(&ended).await.0.unwrap_err().to_string().contains("walbc stop s0 v"));
-    ended.image("a0", "Clear", 0);
-    assert!(hash(&ended).await.0.unwrap_err().to_string().contains("walbc stop s0 v"));
+    // Typed again: done, with the same gid, once all that was shipped since has arrived.
+    ended.world.lock().legs.get_mut("s0").unwrap().done_gid = 10;
+    let arrives = async {
+        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        ended.image("a0", "Archived", 10);
+    };
+    let (done, ()) = futures::join!(hash(&ended), arrives);
+    assert_eq!(done.0.unwrap(), 7);
+    assert_eq!(ended.world.lock().images["a0"].newest_restorable_gid, 10, "it was waited for");
+    assert_eq!(ended.calls(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_hash_backup_typed_again_is_refused_when_something_was_lost_since() {
+    type Loss = fn(&Doubles);
+    let losses: [(&str, Loss); 5] = [
+        ("the archive has lost its data", |d| d.image("a0", "Clear", 0)),
+        ("another log", |d| {
+            d.world.lock().legs.get_mut("s0").unwrap().log_uuid = vec![9; 16].into();
+        }),
+        ("a gap", |d| d.world.lock().legs.get_mut("s0").unwrap().gap_since_s = 5),
+        ("a proxy does not feed the archive", |d| d.list(&["p1"], &[])),
+        ("no proxy feeds it", |d| d.list(&["p0", "p1"], &[])),
+    ];
+    for (why, lose) in losses {
+        let doubles = target("Target").await;
+        let op = operation(OperationStatus::Done, 5);
+        doubles.world.lock().operations.insert("s0".into(), vec![op]);
+        assert_eq!(hash(&doubles).await.0.unwrap(), 5, "nothing was lost");
+        lose(&doubles);
+        let error = hash(&doubles).await.0.unwrap_err().to_string();
+        assert!(error.contains("walbc stop s0 v"), "{why}: {error}");
+        assert_eq!(doubles.calls(), [""; 0], "{why}");
+    }
 }
 
 #[tokio::test]
 async fn the_storage_server_says_which_archive_is_the_primary() {
     let doubles = target("Stopped").await;
     doubles.image("a1", "Archived", 6);
-    doubles.list(&["p0", "p1"], &["a0", "a1"]);
     let archive = Some(Peer { id: String::new(), address: doubles.address("a1") });
     let named = Peers { archive, proxies: Vec::new() };
     doubles.world.lock().peers.insert("s0".into(), named);
-    hash(&doubles).await.0.unwrap();
-    assert_eq!(doubles.calls_of("delete"), ["p0 a0", "p1 a0"], "a1 stays");
+    let (gid, notes) = hash(&doubles).await;
+    gid.unwrap();
+    assert_eq!(doubles.calls_of("add"), ["p0 a1", "p1 a1"]);
+    assert!(notes[0].contains("a0 comes along by itself: a1 replicates"), "{notes:?}");
     let unknown = Some(Peer { id: "a7".into(), address: "127.0.0.1:7".into() });
     let named = Peers { archive: unknown, proxies: Vec::new() };
     doubles.world.lock().peers.insert("s0".into(), named);

@@ -150,6 +150,9 @@ pub struct Record {
     /// A person has stopped the volume: no backup starts by itself.
     #[serde(default)]
     pub held: bool,
+    /// A hash backup has ended on the present log, and archives that follow may not have come along.
+    #[serde(default)]
+    pub leads: bool,
     /// Logs were lost, and no backup has ended since.
     pub gap: Option<Gap>,
     /// `None` until the log is reset for the first time.
@@ -163,8 +166,15 @@ impl Record {
     /// A volume that was just initialised.
     #[must_use]
     pub fn new(device: DeviceAddress) -> Self {
-        let ledger = Ledger::default();
-        Self { device, state: Saved::SyncReady, held: false, gap: None, history: None, ledger }
+        Self {
+            device,
+            state: Saved::SyncReady,
+            held: false,
+            leads: false,
+            gap: None,
+            history: None,
+            ledger: Ledger::default(),
+        }
     }
 
     /// The log was reset: a new history begins with `gid`.

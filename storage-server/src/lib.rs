@@ -38,6 +38,7 @@ pub mod budget;
 pub mod device;
 pub mod discard;
 pub mod follower;
+pub mod followers;
 pub mod gap;
 pub mod heartbeat;
 pub mod ledger;

@@ -117,6 +117,18 @@ impl Primary {
         ArchiveClient::new(self.channel.clone())
     }
 
+    /// A client for its operations.
+    #[must_use]
+    pub fn host(&self) -> HostClient<Channel> {
+        HostClient::new(self.channel.clone())
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.peer.address.to_string()
+    }
+
     /// Its name in messages.
     #[must_use]
     pub fn name(&self) -> String {

@@ -87,6 +87,12 @@ impl ProxySet {
         if up.is_empty() { (down, up) } else { (up, down) }
     }
 
+    /// All of them, in order of priority.
+    #[must_use]
+    pub fn all(&self) -> &[Arc<Proxy>] {
+        &self.proxies
+    }
+
     /// The proxy at this address, if it is one of ours.
     #[must_use]
     pub fn find(&self, address: &str) -> Option<Arc<Proxy>> {

@@ -99,14 +99,15 @@ async fn attempt(volume: &Arc<Volume>, draining: &mut Draining) -> Result<(), Ro
     outcome(last)
 }
 
-async fn at_archive(volume: &Volume) -> Result<ArchiveVolume, RoleError> {
+pub(crate) async fn at_archive(volume: &Volume) -> Result<ArchiveVolume, RoleError> {
     let primary = Arc::clone(&volume.shared.peers.now().primary);
     let request = VolumeRef { volume: volume.name.to_string() };
     let answer = primary.client().get(request).await;
     Ok(answer.map_err(|s| RoleError::from_status(primary.name(), &s))?.into_inner())
 }
 
-fn outcome(operation: Operation) -> Result<(), RoleError> {
+/// The end of an operation.
+pub(crate) fn outcome(operation: Operation) -> Result<(), RoleError> {
     if operation.status() == OperationStatus::Done {
         return Ok(());
     }

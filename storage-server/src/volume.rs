@@ -21,6 +21,7 @@ use crate::archive_view::ArchiveView;
 use crate::book::{Book, Gap};
 use crate::device::{Info, WalbDevice};
 use crate::follower::{Ended, Follower, Work};
+use crate::followers;
 use crate::loss::{Cause, Loss};
 use crate::progress::Progress;
 use crate::resync;
@@ -53,6 +54,8 @@ pub struct Volume {
     pub archive: ArchiveView,
     /// A task heals the gap.
     pub(crate) healing: AtomicBool,
+    /// A task brings archives along.
+    pub(crate) bringing: AtomicBool,
 }
 
 impl Volume {
@@ -72,13 +75,17 @@ impl Volume {
             backup: Mutex::default(),
             archive: ArchiveView::default(),
             healing: AtomicBool::new(false),
+            bringing: AtomicBool::new(false),
         })
     }
 
     /// Goes on where a former process stopped.
     pub fn resume(self: &Arc<Self>) {
         match self.cell.state() {
-            State::Target => self.follow(Work::Ship),
+            State::Target => {
+                self.follow(Work::Ship);
+                followers::wake(self);
+            }
             State::Standby => self.follow(Work::Discard),
             _ => resync::wake(self),
         }
@@ -154,6 +161,7 @@ impl Volume {
     pub(crate) async fn commit_target(self: &Arc<Self>, transition: Transition<State>) {
         transition.commit(State::Target);
         self.settle().await;
+        followers::wake(self);
     }
 
     /// Catches up with a follower that has found lost logs while a transaction was open.

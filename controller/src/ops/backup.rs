@@ -53,7 +53,7 @@ async fn prepare_full(
     // What an interrupted backup has shipped is dropped now: it must not be resumed any more, also
     // when nothing but this line and the next ones was reached.
     forget_backup(ctl, storage, volume).await?;
-    let others = prepare::only_primary(ctl, volume, Kind::Full, primary, watch).await?;
+    let others = prepare::make_lists(ctl, volume, Kind::Full, primary, watch).await?;
     prepare::note_others(&others, volume, Kind::Full, &primary.name, watch);
     Ok(())
 }
@@ -127,7 +127,7 @@ pub async fn full_backup(
     let primary = peers::primary(ctl, storage).await?;
     let (server, client) = ctl.storage(storage)?;
     let gid = match prepare::earlier(ctl, storage, volume, Kind::Full, primary).await? {
-        Earlier::Ended(gid) => gid,
+        Earlier::Ended { gid, .. } => gid,
         Earlier::Runs(operation) => {
             let ended = run::follow(ctl, server, *operation, watch).await?;
             ended.gid.unwrap_or_default()

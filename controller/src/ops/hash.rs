@@ -21,8 +21,9 @@ pub struct HashBackupOptions {
 /// Brings the primary archive's history forward to the volume as it is now, with continuous backup
 /// from then on. Returns the gid of the new snapshot, when it is restorable.
 ///
-/// A backup that runs already is waited for. Archives other than the primary are taken off the
-/// proxies' lists, and a note says how they come back.
+/// A backup that runs already is waited for; after one that has ended there is nothing to do, unless
+/// something was lost since. Other archives that follow stay on the proxies' lists; the storage
+/// server has the primary replicate to them when the backup has ended.
 ///
 /// # Errors
 /// A server in the wrong state, unreachable, or too small; each names the next step.
@@ -36,7 +37,10 @@ pub async fn hash_backup(
     let primary = peers::primary(ctl, storage).await?;
     let before = prepare::newest_restorable(ctl, &primary.name, volume).await?;
     let gid = match prepare::earlier(ctl, storage, volume, Kind::Hash, primary).await? {
-        Earlier::Ended(gid) => Some(gid),
+        Earlier::Ended { gid, arrives } => {
+            backup::arrive(ctl, primary, volume, arrives).await?;
+            return Ok(gid);
+        }
         Earlier::Runs(operation) => watch_running(ctl, storage, *operation, watch).await?,
         Earlier::None => match anew(ctl, storage, volume, (options, primary), watch).await {
             Ok(gid) => gid,
@@ -45,6 +49,7 @@ pub async fn hash_backup(
                 Ok(Earlier::Runs(operation)) => {
                     watch_running(ctl, storage, *operation, watch).await?
                 }
+                Ok(Earlier::Ended { gid, .. }) => Some(gid),
                 _ => return Err(error),
             },
         },
@@ -74,7 +79,7 @@ async fn anew(
 ) -> Result<Option<u64>, ControlError> {
     let step = check(ctl, storage, volume, primary).await?;
     empty_queues(ctl, volume, primary, watch).await?;
-    let others = prepare::only_primary(ctl, volume, Kind::Hash, primary, watch).await?;
+    let others = prepare::make_lists(ctl, volume, Kind::Hash, primary, watch).await?;
     prepare::note_others(&others, volume, Kind::Hash, &primary.name, watch);
     prepare::ready_leg(ctl, storage, volume, step).await?;
     start(ctl, storage, volume, options, watch).await

@@ -1,10 +1,11 @@
 //! What has to be so before a backup starts (semantics.md §6.3): one leg, quiet others, the primary
-//! archive on the list of every proxy and no other archive on any.
+//! archive on the list of every proxy; no other archive on any before a full backup, and before a
+//! hash backup the same others on all.
 //!
 //! Invariants: everything is looked at before anything is changed; a proxy that does not answer
 //! does not keep a volume unprotected, it is named with what heals it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::v1;
 
@@ -47,8 +48,13 @@ pub(crate) enum LegStep {
 pub(crate) enum Earlier {
     /// It still runs.
     Runs(Box<v1::Operation>),
-    /// It has ended well, and its snapshot is not restorable yet.
-    Ended(u64),
+    /// It has ended well, and nothing was lost since.
+    Ended {
+        /// The gid of its snapshot.
+        gid: u64,
+        /// What the archive gets, if all is as well as it looks.
+        arrives: u64,
+    },
     /// There is none to go on with.
     None,
 }
@@ -72,8 +78,18 @@ pub(crate) async fn earlier(
             // An archive that has lost its data since then will not get the snapshot.
             let has_base = !matches!(image.state.as_str(), look::CLEAR | "SyncReady");
             let follows = has_base && image.log_uuid == leg.log_uuid && leg.state == "Target";
-            let arrived = restorable_gid(&image) >= Some(gid);
-            Ok(if follows && !arrived { Earlier::Ended(gid) } else { Earlier::None })
+            if !follows || leg.gap_since_s > 0 {
+                return Ok(Earlier::None);
+            }
+            if restorable_gid(&image) < Some(gid) {
+                return Ok(Earlier::Ended { gid, arrives: gid });
+            }
+            // A full backup would be another one. What a hash backup is for is there already, if
+            // the archive gets all that was shipped since.
+            let arrives = leg.done_gid.max(gid);
+            let fed = kind == Kind::Hash
+                && matches!(sync::is_synchronizing(ctl, &primary.name, volume).await, Ok(true));
+            Ok(if fed { Earlier::Ended { gid, arrives } } else { Earlier::None })
         }
         _ => Ok(Earlier::None),
     }
@@ -113,7 +129,8 @@ pub(crate) fn leg_step(
         "Target" => (
             format!("{volume} is a target at {storage}: its log is being shipped"),
             format!(
-                "`walbc stop {storage} {volume}` first, then `walbc {backup} {storage} {volume}`"
+                "`walbc status {volume}` shows whether anything is wrong; to back it up anew: \
+                 `walbc stop {storage} {volume}` first, then `walbc {backup} {storage} {volume}`"
             ),
         ),
         other => (
@@ -159,11 +176,12 @@ pub(crate) async fn ready_leg(
     }
 }
 
-/// Makes `primary` the only archive on the proxies' lists. Its queues stay for a hash backup, whose
-/// new log makes the archive refuse what is old, and go for a full one.
+/// Puts `primary` on the proxies' lists. For a full backup all queues go, and the other archives
+/// with them: nothing of theirs fits the new history. For a hash backup all stay, whose new log
+/// makes the archives refuse what is old, and who follows at one proxy follows at all.
 ///
 /// Returns the other archives that were on a list.
-pub(crate) async fn only_primary(
+pub(crate) async fn make_lists(
     ctl: &Controller,
     volume: &str,
     kind: Kind,
@@ -171,19 +189,27 @@ pub(crate) async fn only_primary(
     watch: Watch<'_>,
 ) -> Result<BTreeSet<String>, ControlError> {
     let info = sync::info_of(primary);
-    let (mut others, mut silent, mut answered) = (BTreeSet::new(), None, false);
+    let (mut others, mut silent, mut answered) = (BTreeMap::new(), None, false);
+    let mut lists = Vec::new();
     for proxy in ctl.names(ServerRole::Proxy) {
+        let list = sync::archive_infos(ctl, &proxy, volume).await;
+        let besides = list.iter().flatten().filter(|listed| listed.name != primary.name);
+        others.extend(besides.map(|listed| (listed.name.clone(), listed.clone())));
+        lists.push((proxy, list));
+    }
+    for (proxy, list) in lists {
         let change = async {
-            for listed in sync::archive_infos(ctl, &proxy, volume).await? {
-                let is_primary = listed.name == primary.name;
-                if !is_primary {
-                    others.insert(listed.name.clone());
-                }
-                if !is_primary || kind == Kind::Full {
+            let list = list?;
+            if kind == Kind::Full {
+                for listed in &list {
                     sync::delete_archive_info(ctl, &proxy, volume, &listed.name).await?;
                 }
+                return sync::ensure_listed(ctl, &proxy, volume, &info).await;
             }
-            sync::ensure_listed(ctl, &proxy, volume, &info).await
+            for info in others.values().chain([&info]) {
+                sync::ensure_listed(ctl, &proxy, volume, info).await?;
+            }
+            Ok(())
         };
         match change.await {
             Ok(()) => answered = true,
@@ -199,7 +225,7 @@ pub(crate) async fn only_primary(
     }
     match silent {
         Some(error) if !answered => Err(error),
-        _ => Ok(others),
+        _ => Ok(others.into_keys().collect()),
     }
 }
 
@@ -211,12 +237,17 @@ pub(crate) fn note_others(
     primary: &str,
     watch: Watch<'_>,
 ) {
-    let resync = if kind == Kind::Full { " --resync" } else { "" };
     for other in others {
-        watch(Event::Note(&format!(
-            "{other} does not follow {volume} any more, for it cannot follow a {}; afterwards \
-             `walbc replicate {primary} {volume} {other} --synchronizing{resync}` brings it back",
-            kind.verb()
-        )));
+        watch(Event::Note(&match kind {
+            Kind::Full => format!(
+                "{other} does not follow {volume} any more, for it has another history now; \
+                 afterwards `walbc replicate {primary} {volume} {other} --synchronizing --resync` \
+                 brings it back"
+            ),
+            Kind::Hash => format!(
+                "{other} comes along by itself: {primary} replicates to it when the backup has \
+                 ended; `walbc status {volume}` shows when it follows again"
+            ),
+        }));
     }
 }

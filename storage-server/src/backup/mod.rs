@@ -271,6 +271,7 @@ impl Job {
             let missing = || RoleError::new(Reason::Io, "the history is gone");
             record.history.as_mut().ok_or_else(missing)?.backup = None;
             record.gap = None;
+            record.leads = self.kind == Kind::Hash;
             (record.state, record.held) = (Saved::Target, false);
             Ok(())
         });

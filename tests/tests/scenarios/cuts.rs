@@ -21,8 +21,8 @@ scenario!(scenario_e9_storage_is_cut_off_from_its_proxy, {
     ensure!(v.rsha("a0", gid)? == before);
 });
 
-scenario!(scenario_e11_a_proxy_is_cut_off_from_the_archive, {
-    let c = base_state(Layout::behind_fault_proxy("a0"))?;
+fn e11(layout: Layout) -> Result<()> {
+    let c = base_state(layout)?;
     let v = c.vol();
     let writer = v.writer(0)?;
     // Somewhere in the middle of what is sent next.
@@ -36,7 +36,15 @@ scenario!(scenario_e11_a_proxy_is_cut_off_from_the_archive, {
     v.until_restorable("a0", missed)?;
     writer.finish()?;
     let gid = v.gid("snapshot s0 VOL --wait a0")?;
-    v.same(0, "a0", gid)?;
+    v.same(0, "a0", gid)
+}
+
+scenario!(scenario_e11_a_proxy_is_cut_off_from_the_archive, {
+    e11(Layout::behind_fault_proxy("a0"))?;
+});
+
+scenario!(scenario_e11_a_proxy_is_cut_off_from_the_archive_over_tcp, {
+    e11(Layout::behind_fault_proxy("a0").over_tcp())?;
 });
 
 // With `--resync manual`, as the original: the operator starts the hash backup.
@@ -54,10 +62,12 @@ scenario!(scenario_e10_the_log_overflows_while_the_proxy_is_cut_off, {
     v.same(0, "a0", gid)?;
 });
 
-// The same with the default: nobody does anything, and the history before the gap stays.
+// The same with the default: nobody does anything, the history before the gap stays, and who
+// followed before follows.
 scenario!(scenario_e10_an_overflow_heals_itself, {
-    let c = base_state(Layout::behind_fault_proxy("p0"))?;
+    let c = base_state(Layout { archives: 2, ..Layout::behind_fault_proxy("p0") })?;
     let v = c.vol();
+    v.walbc("replicate a0 VOL a1 --synchronizing")?;
     let before = v.gid("snapshot s0 VOL --wait a0")?;
     let content = v.sha(0)?;
     c.front("p0")?.set(Fault::Cut);
@@ -68,9 +78,12 @@ scenario!(scenario_e10_an_overflow_heals_itself, {
         let leg = v.storage("s0")?;
         Ok((leg.gap_since_s == 0 && leg.state == "Target").then_some(()))
     })?;
-    let gid = v.gid("snapshot s0 VOL --wait a0")?;
-    v.same(0, "a0", gid)?;
-    ensure!(v.rsha("a0", before)? == content);
+    let gid = v.gid("snapshot s0 VOL --wait a0,a1")?;
+    for archive in ["a0", "a1"] {
+        v.same(0, archive, gid)?;
+        ensure!(v.rsha(archive, before)? == content);
+        ensure!(v.ask(&format!("is-synchronizing {archive} VOL"))?);
+    }
 });
 
 /// A command that a cut in the middle must make fail.
