@@ -34,9 +34,11 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 pub const FRAME_BYTES: u32 = 256 << 10;
 /// How long a connection may take to be made.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Silence on a busy connection after which the peer is asked whether it lives, and how long it
-/// may take to answer. Idle client connections are not asked.
-pub const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Silence on a busy connection after which the peer is asked whether it lives. The answer needs
+/// neither its disk nor its handlers. Idle client connections are not asked.
+pub const KEEPALIVE: Duration = Duration::from_secs(4);
+/// How long that answer may take.
+pub const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
 /// The same at the server's side, for clients that vanished in the middle of a transfer.
 pub const SERVER_KEEPALIVE: Duration = Duration::from_secs(30);
 /// Pause after a failed accept (too many open files): the condition needs time to pass.
@@ -136,7 +138,7 @@ pub fn tuned(target: Target) -> Target {
     target
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_ANSWER)
         .keep_alive_while_idle(false)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
