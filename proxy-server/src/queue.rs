@@ -95,6 +95,17 @@ struct History {
 }
 
 impl Inner {
+    /// An attempt succeeded.
+    fn note_success(&mut self, sent: bool) {
+        self.error.clear();
+        self.last = (WdiffResult::Unspecified, Reason::Unspecified);
+        self.backoff.reset();
+        if sent {
+            self.last.0 = WdiffResult::Stored;
+            self.last_sent_s = unix_seconds();
+        }
+    }
+
     fn add(&mut self, Staged { diff, uuid }: Staged) -> bool {
         let at = self.histories.iter().position(|h| h.uuid == uuid).unwrap_or_else(|| {
             self.histories.push(History { uuid, diffs: DiffSet::new() });
@@ -248,7 +259,7 @@ impl Queue {
     }
 
     /// The archive needs these no more: away with the links, then with the entries.
-    pub(crate) fn drop_batch(&self, batch: &Batch) -> Result<(), RoleError> {
+    pub(crate) fn drop_batch(&self, batch: &Batch, sent: bool) -> Result<(), RoleError> {
         let _files = self.files.lock();
         drop_files(&*self.dir, &Self::names(batch)?)?;
         let mut inner = self.inner.lock();
@@ -257,22 +268,12 @@ impl Queue {
                 history.diffs.remove(diff);
             }
         }
+        // Together: nobody sees an empty queue with an error that is over.
+        inner.note_success(sent);
         let empty = inner.diffs().next().is_none();
         drop(inner);
         self.settled.send_modify(|s| s.empty = empty);
         Ok(())
-    }
-
-    /// An attempt succeeded.
-    pub(crate) fn note_success(&self, sent: bool) {
-        let mut inner = self.inner.lock();
-        inner.error.clear();
-        inner.last = (WdiffResult::Unspecified, Reason::Unspecified);
-        inner.backoff.reset();
-        if sent {
-            inner.last.0 = WdiffResult::Stored;
-            inner.last_sent_s = unix_seconds();
-        }
     }
 
     /// An attempt failed; whether the text is news.

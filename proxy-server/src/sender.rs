@@ -190,11 +190,8 @@ impl Sender {
             tracing::warn!(%volume, %archive, %diff, answer, "not needed there, dropped");
         }
         let queue = Arc::clone(&self.queue);
-        match blocking::run(move || queue.drop_batch(&batch)).await {
-            Ok(()) => {
-                self.queue.note_success(sent);
-                None
-            }
+        match blocking::run(move || queue.drop_batch(&batch, sent)).await {
+            Ok(()) => None,
             Err(error) => {
                 self.note(&Answer::Broken(error), Mark::None);
                 Some(self.env.limits.retry_min)
