@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use controller::ops::{archive, backup, setup};
 use controller::{Controller, Group};
 use server_kit::net::{Connector, RealConnector};
@@ -14,7 +15,7 @@ use tempfile::TempDir;
 use crate::fault_proxy::FaultProxy;
 use crate::layout::{self, SPARES, role_of};
 pub use crate::layout::{Layout, size};
-use crate::outside::run;
+use crate::outside::{LoopDevice, run};
 use crate::poll::{DEADLINE, until};
 use crate::process::{Process, binary};
 
@@ -22,6 +23,8 @@ use crate::process::{Process, binary};
 pub struct Cluster {
     /// The role processes by server name: `d0 s0 p0 p1 a0 ...`.
     pub roles: Vec<(String, Process)>,
+    /// Loop devices, by the file behind each; detached after the roles have ended.
+    loops: Mutex<BTreeMap<PathBuf, LoopDevice>>,
     /// Those that [`Cluster::start_all`] leaves alone.
     down: BTreeSet<String>,
     fronts: BTreeMap<String, FaultProxy>,
@@ -59,7 +62,7 @@ fn controllers(layout: &Layout, dir: &Path, group: &[String]) -> Result<(Control
     let others = layout.processes();
     let others = others.iter().filter(|name| role_of(name) != "device" && !group.contains(name));
     let everyone = group.iter().chain(others);
-    let direct = everyone.map(|name| (&**name, layout::address(dir, name)));
+    let direct = everyone.map(|name| (&**name, layout::address(layout, dir, name)));
     std::fs::write(dir.join("direct.toml"), layout::group_file(direct))?;
     let load = |file: &str| Ok::<_, anyhow::Error>(Controller::new(Group::load(&dir.join(file))?));
     Ok((load("walb.toml")?, load("direct.toml")?))
@@ -84,12 +87,14 @@ impl Cluster {
         }
         let mut fronts = BTreeMap::new();
         for name in &layout.fronts {
-            let listen = layout::front_address(dir.path(), name).parse()?;
-            let to = layout::address(dir.path(), name).parse()?;
+            let listen = layout::front_address(&layout, dir.path(), name).parse()?;
+            let to = layout::address(&layout, dir.path(), name).parse()?;
             fronts.insert(name.clone(), FaultProxy::start(runtime.handle(), &listen, &to)?);
         }
         let down = SPARES.map(str::to_owned).into();
-        let mut cluster = Self { roles, down, fronts, layout, group, ctl, direct, runtime, dir };
+        let loops = Mutex::default();
+        let mut cluster =
+            Self { roles, loops, down, fronts, layout, group, ctl, direct, runtime, dir };
         cluster.make_devices()?;
         cluster.start_all()?;
         Ok(cluster)
@@ -113,13 +118,27 @@ impl Cluster {
     /// They cannot be made.
     pub fn make_leg(&self, leg: usize, volume: &str) -> Result<()> {
         let (data, log) = (self.data_path(leg, volume), self.log_path(leg, volume));
-        std::fs::File::create(&data)?.set_len(self.layout.data_bytes)?;
-        std::fs::File::create(&log)?.set_len(self.layout.log_bytes)?;
+        self.make_device(&data, self.layout.data_bytes)?;
+        self.make_device(&log, self.layout.log_bytes)?;
         let (data, log) = (data.to_string_lossy(), log.to_string_lossy());
         let block_size = self.layout.block_bytes.to_string();
         let block_size = ["--block-size", &block_size];
         let format = ["ldev", "format", "--log", &log, "--data", &data];
         self.walb(&[&format[..], &block_size].concat()).map(drop)
+    }
+
+    /// A file, or a link of that name to a loop device on a file.
+    fn make_device(&self, path: &Path, bytes: u64) -> Result<()> {
+        if !self.layout.loop_devices {
+            return Ok(std::fs::File::create(path)?.set_len(bytes)?);
+        }
+        let file = PathBuf::from(format!("{}.image", path.display()));
+        std::fs::File::create(&file)?.set_len(bytes)?;
+        let device = LoopDevice::attach(&file)?;
+        std::os::unix::fs::symlink(device.path(), path)?;
+        let mut loops = self.loops.lock().map_err(|_| anyhow!("another thread has panicked"))?;
+        loops.insert(file, device);
+        Ok(())
     }
 
     /// Starts what does not run and was not shut down, and waits until all that answers.
@@ -139,8 +158,11 @@ impl Cluster {
                 }
             }
             let answers = |(name, _): &(String, Process)| {
-                let file = if role_of(name) == "device" { "nbd.sock" } else { "sock" };
-                self.down.contains(name) || self.dir.path().join(format!("{name}.{file}")).exists()
+                let is_device = role_of(name) == "device";
+                let file = if is_device { "nbd.sock" } else { "sock" };
+                self.down.contains(name)
+                    || (self.layout.tcp && !is_device)
+                    || self.dir.path().join(format!("{name}.{file}")).exists()
             };
             if !self.roles.iter().all(answers) {
                 return Ok(None);

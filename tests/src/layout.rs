@@ -10,6 +10,9 @@ use server_kit::units::parse_size;
 /// The third of each role: there, but neither running nor in the group file at first.
 pub const SPARES: [&str; 4] = ["d2", "s2", "p2", "a2"];
 
+/// The first port of a cluster over TCP: below those that the kernel gives to clients.
+const FIRST_PORT: usize = 20_000;
+
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -29,6 +32,10 @@ pub struct Layout {
     pub archives: usize,
     /// Whether there are [`SPARES`], to be started by the test.
     pub spares: bool,
+    /// Servers listen on TCP instead of Unix sockets.
+    pub tcp: bool,
+    /// The files of the first legs are behind loop devices: real block devices. Needs root.
+    pub loop_devices: bool,
     /// Servers behind a fault proxy: everybody who takes the address from `walb.toml` (all roles
     /// do) goes through it.
     pub fronts: Vec<String>,
@@ -49,6 +56,8 @@ impl Default for Layout {
             proxies: 2,
             archives: 1,
             spares: false,
+            tcp: false,
+            loop_devices: false,
             fronts: Vec::new(),
             device_flags: Vec::new(),
             flags: Vec::new(),
@@ -85,6 +94,18 @@ impl Layout {
         let fronts = vec![server.to_owned()];
         let archives = if server == "a1" { 2 } else { 1 };
         Self { storages: 1, proxies: 1, archives, fronts, ..Self::scenario() }
+    }
+
+    /// The same over TCP.
+    #[must_use]
+    pub fn over_tcp(self) -> Self {
+        Self { tcp: true, ..self }
+    }
+
+    /// The same on real block devices.
+    #[must_use]
+    pub fn on_loop_devices(self) -> Self {
+        Self { loop_devices: true, ..self }
     }
 
     /// More flags for one server.
@@ -131,25 +152,45 @@ pub fn role_of(name: &str) -> &'static str {
     }
 }
 
+/// An address of the loopback network that this process alone uses: a test is a process, so no
+/// port is taken from another one, and none has to be found free.
+fn host() -> String {
+    let [high, middle, low] = [16, 8, 0].map(|shift| (std::process::id() >> shift) & 255);
+    format!("127.{}.{middle}.{low}", 64 + high % 128)
+}
+
+/// A server's own port, and that of its fault proxy.
+fn ports(layout: &Layout, name: &str) -> (usize, usize) {
+    let place = layout.processes().iter().position(|process| process == name);
+    let port = FIRST_PORT + 2 * place.unwrap_or_default();
+    (port, port + 1)
+}
+
 /// Where a server listens.
 #[must_use]
-pub fn address(dir: &Path, name: &str) -> String {
-    format!("unix:{}", dir.join(format!("{name}.sock")).display())
+pub fn address(layout: &Layout, dir: &Path, name: &str) -> String {
+    match layout.tcp {
+        true => format!("{}:{}", host(), ports(layout, name).0),
+        false => format!("unix:{}", dir.join(format!("{name}.sock")).display()),
+    }
 }
 
 /// Where the fault proxy in front of a server listens.
 #[must_use]
-pub fn front_address(dir: &Path, name: &str) -> String {
-    format!("unix:{}", dir.join(format!("{name}-front.sock")).display())
+pub fn front_address(layout: &Layout, dir: &Path, name: &str) -> String {
+    match layout.tcp {
+        true => format!("{}:{}", host(), ports(layout, name).1),
+        false => format!("unix:{}", dir.join(format!("{name}-front.sock")).display()),
+    }
 }
 
 /// Where others find a server: its fault proxy if it has one.
 #[must_use]
 pub fn public_address(layout: &Layout, dir: &Path, name: &str) -> String {
     if layout.fronts.iter().any(|front| front == name) {
-        front_address(dir, name)
+        front_address(layout, dir, name)
     } else {
-        address(dir, name)
+        address(layout, dir, name)
     }
 }
 
@@ -206,7 +247,7 @@ pub fn arguments(layout: &Layout, dir: &Path, group: &[String], name: &str) -> V
         }
         args.extend(layout.device_flags.iter().cloned());
     } else {
-        let (base, listen) = (at(name.to_owned()), address(dir, name));
+        let (base, listen) = (at(name.to_owned()), address(layout, dir, name));
         args.extend(texts(&["--base", &base, "--listen", &listen, "--id", name]));
     }
     let public = |role: &str| -> Vec<String> {

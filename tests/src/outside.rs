@@ -122,12 +122,12 @@ impl Drop for KernelDevice {
 pub struct LoopDevice(String);
 
 impl LoopDevice {
-    /// Attaches `file`, with direct I/O.
+    /// Attaches `file`.
     ///
     /// # Errors
     /// losetup fails.
     pub fn attach(file: &Path) -> Result<Self> {
-        run("losetup", &["-f", "--show", "--direct-io=on", &file.to_string_lossy()]).map(Self)
+        run("losetup", &["-f", "--show", &file.to_string_lossy()]).map(Self)
     }
 
     /// The device node.

@@ -123,7 +123,8 @@ const G12: Row = Row::new("G12", || {
     let mut cluster = cuttable()?;
     cluster.vol().walbc("stop s0 VOL")?;
     cluster.vol().fill(0, 0, cluster.layout().data_bytes / 3)?;
-    cluster.front("a0")?.set(Fault::Rate(1 << 20));
+    // Slow enough that it dies in the middle.
+    cluster.front("a0")?.set(Fault::Rate(1 << 17));
     let command = cluster.vol().begin("hash-backup s0 VOL")?;
     cluster.vol().until_state("a0", "HashSync")?;
     let reset = || Ok((cluster.vol().storage("s0")?.gap_since_s > 0).then_some(()));

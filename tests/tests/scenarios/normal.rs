@@ -1,4 +1,5 @@
-//! §8.2, normal operation: backup, snapshots, stops and starts, apply, merge, switching legs.
+//! §8.2, normal operation: backup, snapshots, stops and starts, apply, merge, switching legs. Some
+//! also over TCP, and on real block devices.
 
 use anyhow::{Result, ensure};
 use rand::SeedableRng;
@@ -8,8 +9,8 @@ use tests::cluster::{Cluster, Layout};
 
 use crate::{base_state, scenario};
 
-scenario!(scenario_n1_full_backup, {
-    let c = Cluster::start(Layout::scenario())?;
+fn n1(layout: Layout) -> Result<()> {
+    let c = Cluster::start(layout)?;
     let v = c.vol();
     v.init_storage(0)?;
     v.init_storage(1)?;
@@ -28,6 +29,15 @@ scenario!(scenario_n1_full_backup, {
         v.until_state(server, state)?;
     }
     ensure!(v.ask("is-synchronizing a0 VOL")?);
+    Ok(())
+}
+
+scenario!(scenario_n1_full_backup, {
+    n1(Layout::scenario())?;
+});
+
+scenario!(scenario_n1_full_backup_over_tcp, {
+    n1(Layout::scenario().over_tcp())?;
 });
 
 scenario!(scenario_n2_snapshot, {
@@ -40,15 +50,32 @@ scenario!(scenario_n2_snapshot, {
     ensure!(v.rsha("a0", gid)? == before);
 });
 
-scenario!(scenario_n3_hash_backup, {
-    let c = base_state(Layout::scenario())?;
+fn n3(layout: Layout) -> Result<()> {
+    let c = base_state(layout)?;
     let v = c.vol();
     v.walbc("go-standby s0 VOL")?;
     v.write(0, 0, 1)?;
     let before = v.sha(0)?;
     let gid = v.gid("hash-backup s0 VOL")?;
     ensure!(v.rsha("a0", gid)? == before);
-    v.expect_state("s0", "Target")?;
+    // Typed again it is done already.
+    ensure!(v.gid("hash-backup s0 VOL")? == gid);
+    v.expect_state("s0", "Target")
+}
+
+scenario!(scenario_n3_hash_backup, {
+    n3(Layout::scenario())?;
+});
+
+scenario!(scenario_n3_hash_backup_over_tcp, {
+    n3(Layout::scenario().over_tcp())?;
+});
+
+scenario!(scenario_n3_hash_backup_on_loop_devices, {
+    if !tests::skip::have_loop_devices("scenario_n3_hash_backup_on_loop_devices") {
+        return Ok(());
+    }
+    n3(Layout::scenario().on_loop_devices())?;
 });
 
 /// All orders in which one to three of the servers can be stopped.
