@@ -18,6 +18,7 @@ use server_kit::net::{Connector, Endpoint, RealConnector};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use tokio::sync::watch;
 
 struct Program(Child);
 
@@ -50,15 +51,19 @@ async fn up(socket: &Path) -> Client {
 }
 
 /// Sends new steps, and applies now and then, until the server is gone; the last gid that it
-/// acknowledged.
-async fn load(mut client: Client, device: &mut Device, mut acked: u64) -> u64 {
+/// acknowledged, told step by step.
+async fn load(mut client: Client, device: &mut Device, told: &watch::Sender<u64>) -> u64 {
+    let mut acked = *told.borrow();
     loop {
         if device.gid() == acked {
             device.write(20);
         }
         match client.send_step(device, acked + 1).await {
             Ok(reply) => match reply.result() {
-                WdiffResult::Stored | WdiffResult::TooOld => acked += 1,
+                WdiffResult::Stored | WdiffResult::TooOld => {
+                    acked += 1;
+                    told.send_replace(acked);
+                }
                 other => panic!("{other:?}: {}", reply.message),
             },
             Err(_) => return acked,
@@ -80,14 +85,17 @@ async fn what_was_acknowledged_survives_every_kill() {
     let mut client = up(&socket).await;
     client.init().await;
     client.full_sync(&device.history[0], 0).await.unwrap();
-    let mut acked = 0;
+    let (told, acks) = watch::channel(0);
     for round in 0..15 {
-        let pause = Duration::from_millis(device.random(120) as u64);
+        // A random instant after some steps, however long these take on this disk.
+        let (wanted, pause) = (*told.borrow() + round % 4, device.random(120) as u64);
+        let mut seen = acks.clone();
         let killer = tokio::spawn(async move {
-            tokio::time::sleep(pause).await;
+            seen.wait_for(|acked| *acked >= wanted).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(pause)).await;
             drop(program);
         });
-        acked = load(client, &mut device, acked).await;
+        let acked = load(client, &mut device, &told).await;
         killer.await.unwrap();
         program = Program::start(&base, &socket);
         client = up(&socket).await;
@@ -102,7 +110,7 @@ async fn what_was_acknowledged_survives_every_kill() {
         async move { client.get().await.running.is_empty().then_some(()) }
     })
     .await;
-    let status = client.get().await;
+    let (status, acked) = (client.get().await, *acks.borrow());
     assert_eq!(status.error, "");
     assert!(common::files(&base.join(VOLUME), ".tmp").is_empty());
     let (from, to) = (status.base.unwrap().begin.unwrap().gid_end, status.latest.unwrap().gid_end);

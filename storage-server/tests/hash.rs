@@ -60,12 +60,12 @@ async fn writes_during_the_comparison_are_in_the_diff_or_in_the_log() {
     cluster.storage.stop_volume(VOLUME, StopMode::Graceful).await.unwrap();
     cluster.device.fill(4 << 20).await;
     let request =
-        HashBackupRequest { volume: VOLUME.into(), scan_bytes_per_s: 8 << 20, everything: true };
+        HashBackupRequest { volume: VOLUME.into(), scan_bytes_per_s: 4 << 20, everything: true };
     let id = cluster.storage.client().hash_backup(request).await.unwrap().into_inner().id;
-    for _ in 0..10 {
+    assert_eq!(cluster.storage.get(VOLUME).await.operation, id);
+    while cluster.storage.get(VOLUME).await.operation == id {
         cluster.device.scribble(10).await;
     }
-    assert_eq!(cluster.storage.get(VOLUME).await.operation, id);
     let ended = cluster.storage.ended(&id).await;
     assert_eq!(ended.status(), OperationStatus::Done, "{ended:?}");
     assert!(ended.total_bytes > 0);

@@ -49,11 +49,12 @@ impl Fuse {
     }
 
     fn step(&self) -> io::Result<()> {
-        if self.0.fetch_sub(1, Ordering::SeqCst) > 0 {
-            return Ok(());
+        // At once, so that a disk that works again meanwhile stays so.
+        let left = |left: i64| Some(if left > 0 { left - 1 } else { -1 });
+        match self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left) {
+            Ok(1..) => Ok(()),
+            _ => Err(io::Error::other("killed here")),
         }
-        self.0.store(-1, Ordering::SeqCst);
-        Err(io::Error::other("killed here"))
     }
 }
 

@@ -184,6 +184,8 @@ impl Storage {
 
     /// Starts the server; one that cannot even be opened is down.
     pub async fn revive(&mut self, options: StorageOptions) {
+        // Not the connection to the killed one, which may not have noticed that it is broken.
+        self.channel = RealConnector.channel(self.args.listen.as_ref().unwrap());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
