@@ -14,6 +14,7 @@
 //! a record may hold, never by a length that a file claims.
 #![forbid(unsafe_code)]
 
+pub mod ahead;
 pub mod codec;
 pub mod compression;
 pub mod convert;

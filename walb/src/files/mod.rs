@@ -11,26 +11,26 @@ pub(crate) mod wdiff;
 pub(crate) mod wlog;
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
 use anyhow::Context as _;
 use serde::Serialize;
 
-/// Bytes of the buffers in front of files and pipes.
-const BUFFER_BYTES: usize = 1 << 20;
+/// Bytes of the buffers in front of outputs: so small that they stay in the processor's cache.
+const BUFFER_BYTES: usize = 128 << 10;
 
 fn is_std_stream(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// A file to read from its start to its end, `-` is stdin.
+/// A file to read from its start to its end, `-` is stdin. Its readers read much at once.
 pub(crate) fn open_input(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
     if is_std_stream(path) {
-        return Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, io::stdin())));
+        return Ok(Box::new(io::stdin()));
     }
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, file)))
+    Ok(Box::new(file))
 }
 
 /// Buffered standard output, for text and JSON.

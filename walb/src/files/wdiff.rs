@@ -13,10 +13,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
+use wdiff_format::ahead::Ahead;
 use wdiff_format::compression::Compression;
+use wdiff_format::error::WdiffError;
 use wdiff_format::header::FileType;
 use wdiff_format::merge::Merger;
 use wdiff_format::open::{Records, WdiffReader};
+use wdiff_format::record::DiffRecord;
 use wdiff_format::split::MaxIo;
 use wdiff_format::write::WriteOptions;
 use wlog_format::units::{LOGICAL_BLOCK_BYTES, LogUuid};
@@ -172,9 +175,17 @@ fn open(path: &Path) -> anyhow::Result<WdiffReader> {
     opened.context("cannot read wdiff")
 }
 
-/// Opens wdiffs, oldest first, as one.
-fn open_merged(paths: &[PathBuf], max_io: MaxIo) -> anyhow::Result<Merger> {
+/// Opens wdiffs, oldest first, as one that is read ahead.
+fn open_merged(paths: &[PathBuf], max_io: MaxIo) -> anyhow::Result<Ahead> {
     let open_one = |path: &PathBuf| -> anyhow::Result<Records> { Ok(Box::new(open(path)?)) };
     let inputs = paths.iter().map(open_one).collect::<anyhow::Result<Vec<_>>>()?;
-    Merger::new(inputs, max_io).context("cannot read wdiff")
+    let merged = Merger::new(inputs, max_io).context("cannot read wdiff")?;
+    read_ahead(merged)
+}
+
+/// Reads and checks records beside what is done with them.
+pub(super) fn read_ahead(
+    records: impl Iterator<Item = Result<DiffRecord, WdiffError>> + Send + 'static,
+) -> anyhow::Result<Ahead> {
+    Ahead::new(records).context("cannot start a thread that reads ahead")
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::decoder::{DecodeError, Pack, PackDecoder};
 use super::header::{HEADER_BYTES, WlogHeader, WlogHeaderError};
@@ -61,42 +61,53 @@ pub enum WlogError {
     },
 }
 
-/// How much is read at once.
-const CHUNK_BYTES: usize = 1 << 20;
+/// How much is read at once, or more where one pack is larger: what was read last is still in the
+/// processor's cache when it is checked.
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// Bytes read ahead in large chunks, handed out in pieces that share the chunk's memory.
 #[derive(Debug)]
 struct Source<R> {
     inner: R,
-    ahead: BytesMut,
+    ahead: Bytes,
     /// Bytes handed out so far.
     position: u64,
 }
 
 impl<R: Read> Source<R> {
-    /// Some bytes, `n` at most; none only at the end.
-    fn some(&mut self, n: usize) -> io::Result<Bytes> {
-        while self.ahead.is_empty() {
-            self.ahead.resize(CHUNK_BYTES, 0);
-            let got = self.inner.read(&mut self.ahead);
-            self.ahead.truncate(got.as_ref().map_or(0, |got| *got));
-            match got {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
+    /// Some bytes, `n` at most; none only at the end. Reads `n` and the `behind` bytes after them
+    /// at once, so that large data comes in one piece and nothing of the data after it.
+    fn some(&mut self, n: usize, behind: usize) -> io::Result<Bytes> {
+        if self.ahead.is_empty() {
+            self.read_chunk((n + behind).max(CHUNK_BYTES))?;
         }
-        let piece = self.ahead.split_to(n.min(self.ahead.len())).freeze();
+        let piece = self.ahead.split_to(n.min(self.ahead.len()));
         self.position += piece.len() as u64;
         Ok(piece)
+    }
+
+    /// Reads what there is, `wanted` bytes at most: a pipe may have less for a while.
+    fn read_chunk(&mut self, wanted: usize) -> io::Result<()> {
+        let mut chunk = vec![0; wanted];
+        let got = loop {
+            match self.inner.read(&mut chunk) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                got => break got?,
+            }
+        };
+        chunk.truncate(got);
+        if got < wanted / 2 {
+            chunk.shrink_to_fit();
+        }
+        self.ahead = Bytes::from(chunk);
+        Ok(())
     }
 
     /// A wlog header; fewer bytes only at the end.
     fn header(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
         while bytes.len() < HEADER_BYTES {
-            let piece = self.some(HEADER_BYTES - bytes.len())?;
+            let piece = self.some(HEADER_BYTES - bytes.len(), 0)?;
             if piece.is_empty() {
                 break;
             }
@@ -123,7 +134,7 @@ impl<R: Read> WlogReader<R> {
     /// # Errors
     /// When there is no sound one.
     pub fn new(inner: R) -> Result<Self, WlogError> {
-        let mut source = Source { inner, ahead: BytesMut::new(), position: 0 };
+        let mut source = Source { inner, ahead: Bytes::new(), position: 0 };
         let header = WlogHeader::decode(&source.header()?)
             .map_err(|source| WlogError::Header { at: 0, source })?;
         let (decoder, pack_at) = (decoder_for(&header), source.position);
@@ -161,7 +172,8 @@ impl<R: Read> WlogReader<R> {
 
     /// Reads what the decoder needs next, and no more, for another wlog may follow the end block.
     fn fill(&mut self) -> Result<(), WlogError> {
-        let piece = self.source.some(self.decoder.missing_bytes())?;
+        let block_bytes = self.header.block_size.as_usize();
+        let piece = self.source.some(self.decoder.missing_bytes(), block_bytes)?;
         if !piece.is_empty() {
             self.decoder.push(piece);
             return Ok(());

@@ -30,8 +30,10 @@ pub(crate) struct VirtualCatArgs {
     threads: ThreadsArgs,
 }
 
-/// Bytes that are copied at once.
-const STEP_BYTES: usize = 1 << 20;
+/// Bytes that are copied at once: they are still in the cache when they are written.
+const STEP_BYTES: usize = 256 << 10;
+/// Steps that are under way.
+const STEPS: usize = 4;
 
 pub(super) fn run(args: &VirtualCatArgs) -> anyhow::Result<()> {
     let open_base = || {
@@ -44,16 +46,46 @@ pub(super) fn run(args: &VirtualCatArgs) -> anyhow::Result<()> {
     let merged = open_merged(&args.inputs, MaxIo::NONE)?;
     let mut image = VirtualImage::new(base, size, merged, BeyondEnd::Fail, args.threads.get());
     let mut output = Output::create(&args.output)?;
-    let mut step = vec![0; STEP_BYTES];
-    loop {
-        let read = image.read(&mut step).with_context(|| {
-            format!("cannot read the image of {} and its wdiffs", args.base.display())
-        })?;
-        let (data, _) = step.split_at(read);
-        if data.is_empty() {
-            return output.commit().map(|_| ());
-        }
-        let cannot_write = || format!("cannot write {}", args.output.display());
-        output.write_all(data).with_context(cannot_write)?;
+    copy(&mut image, &mut output, args)?;
+    output.commit().map(|_| ())
+}
+
+/// Reads the image and writes it at the same time, over a few buffers that go round.
+fn copy(
+    image: &mut (impl Read + Send),
+    output: &mut Output,
+    args: &VirtualCatArgs,
+) -> anyhow::Result<()> {
+    let (full, to_write) = std::sync::mpsc::sync_channel::<(Vec<u8>, usize)>(STEPS);
+    let (empty, to_fill) = std::sync::mpsc::sync_channel(STEPS);
+    for _ in 0..STEPS {
+        empty.send(vec![0; STEP_BYTES])?;
     }
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || -> std::io::Result<()> {
+            // Either end stops when the other one has gone.
+            for mut step in to_fill {
+                let read = image.read(&mut step)?;
+                if read == 0 || full.send((step, read)).is_err() {
+                    return Ok(());
+                }
+            }
+            Ok(())
+        });
+        // Both go away with an error, which ends the reader wherever it waits.
+        let (empty, to_write) = (empty, to_write);
+        for (step, read) in to_write {
+            let (data, _) = step.split_at(read);
+            let cannot_write = || format!("cannot write {}", args.output.display());
+            output.write_all(data).with_context(cannot_write)?;
+            // The reader has gone at the end of the image.
+            let _ = empty.send(step);
+        }
+        let cannot_read =
+            || format!("cannot read the image of {} and its wdiffs", args.base.display());
+        match reader.join() {
+            Ok(read) => read.with_context(cannot_read),
+            Err(_) => Err(anyhow::anyhow!("a thread died")).with_context(cannot_read),
+        }
+    })
 }

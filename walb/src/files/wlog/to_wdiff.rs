@@ -6,7 +6,7 @@ use wdiff_format::convert::{LogRecords, convert};
 
 use super::WlogInput;
 use crate::files::output::Output;
-use crate::files::wdiff::{MaxIoArgs, WriteArgs};
+use crate::files::wdiff::{MaxIoArgs, WriteArgs, read_ahead};
 
 /// Convert a wlog, or several ones in a row, into a wdiff.
 ///
@@ -25,6 +25,7 @@ pub(crate) struct ToWdiffArgs {
 pub(super) fn run(args: &ToWdiffArgs) -> anyhow::Result<()> {
     let log = LogRecords::new(args.input.open()?);
     let options = args.write.options(args.max_io.get(), log.uuid());
+    let log = read_ahead(log)?;
     let output = Output::create(&args.write.output)?;
     let written = convert(log, output, &options)
         .with_context(|| args.input.what_failed())
