@@ -43,6 +43,9 @@ enum Command {
 
 impl Command {
     fn run(self) -> ExitCode {
+        if matches!(self, Self::Ldev(_) | Self::Wlog(_) | Self::Wdiff(_)) {
+            block_io::memory::keep_freed();
+        }
         let result = match self {
             Self::Role(role) => return role.run(),
             Self::Up(args) => return run_main(false, |shutdown| up::run(args, shutdown)),
