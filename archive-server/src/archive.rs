@@ -11,6 +11,7 @@ use crate::record::{Kept, Record, STATE_FILE};
 use crate::sessions::Sessions;
 use crate::state::State;
 use crate::upkeep::{self, Turns};
+use crate::verify::scrub::{self, Scrub};
 use crate::volume::{Catalogue, Volume};
 use crate::world::World;
 use parking_lot::Mutex;
@@ -48,7 +49,7 @@ const STOPPABLE: [State; 7] = [
 ];
 
 /// What can be set.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Bytes that must stay free for a wdiff to be accepted, on top of its own size.
     pub reserve_bytes: u64,
@@ -70,6 +71,10 @@ pub struct Settings {
     pub thinning_max: usize,
     /// Scheduled replications that run at a time.
     pub replications_max: usize,
+    /// How volumes are verified in the background; `None`: not at all.
+    pub scrub: Option<Scrub>,
+    /// A program with its arguments that looks at each snapshot that is drilled; empty: none.
+    pub drill_command: Vec<String>,
 }
 
 impl Default for Settings {
@@ -86,6 +91,8 @@ impl Default for Settings {
             upkeep_pause: Duration::from_secs(60),
             thinning_max: 1,
             replications_max: 1,
+            scrub: None,
+            drill_command: Vec::new(),
         }
     }
 }
@@ -141,6 +148,7 @@ impl Archive {
             Ok((base, backends, volumes))
         };
         let (base, backends, volumes) = blocking::run(load).await?;
+        let turns = Turns::new(settings.thinning_max, settings.replications_max);
         let archive = Arc::new(Self {
             base,
             settings,
@@ -153,7 +161,7 @@ impl Archive {
             writers: Arc::new(Semaphore::new(WRITERS_MAX)),
             receivers: Semaphore::new(RECEIVERS_MAX),
             backends,
-            turns: Turns::new(settings.thinning_max, settings.replications_max),
+            turns,
             retention,
             volumes: Mutex::new(volumes),
             lifecycle: tokio::sync::Mutex::default(),
@@ -163,6 +171,7 @@ impl Archive {
             crate::apply::mend(&archive, &volume);
         }
         upkeep::begin(&archive);
+        scrub::start(&archive);
         Ok(archive)
     }
 
@@ -250,11 +259,36 @@ impl Archive {
             emptied.store(|record| *record = Record::new())?;
             let base = emptied.with(|c| c.base);
             emptied.with(|c| *c = Catalogue::new(Record::new(), base));
+            emptied.ledger.clear()?;
             emptied.remove_content()
         };
         blocking::run(empty).await?;
         change.commit(State::SyncReady);
         Ok(())
+    }
+
+    /// Makes the state of a broken volume anew by `make`, and loads it.
+    pub(crate) async fn anew<T: Send + 'static>(
+        self: &Arc<Self>,
+        name: &str,
+        make: impl FnOnce(&Volume) -> Result<T, RoleError> + Send + 'static,
+    ) -> Result<(Arc<Volume>, T), RoleError> {
+        let _one = self.lifecycle.lock().await;
+        let broken = self.volume(name)?;
+        broken.jobs.none(name, "rebuild")?;
+        if broken.cell.state() != State::Broken {
+            let allowed = [State::Broken.to_string()];
+            return Err(RoleError::wrong_state(name, "rebuild", broken.cell.state(), &allowed));
+        }
+        let here = self.clone();
+        let load = move || {
+            let made = make(&broken)?;
+            let volume = load::volume(&*here.base, &here.backends, &broken.name)?;
+            Ok::<_, RoleError>((volume, made))
+        };
+        let (volume, made) = blocking::run(load).await?;
+        self.volumes.lock().insert(volume.name.clone(), volume.clone());
+        Ok((volume, made))
     }
 
     /// Lets a stopped volume go on.

@@ -4,6 +4,7 @@
 use crate::archive::{Archive, Settings};
 use crate::backend::BackendChoice;
 use crate::service::Service;
+use crate::verify::scrub::Scrub;
 use crate::world::World;
 use proto::v1::Role;
 use proto::v1::archive_server::ArchiveServer;
@@ -14,7 +15,7 @@ use server_kit::net::{Endpoint, Listener};
 use server_kit::operations::Operations;
 use server_kit::role::RoleServer;
 use server_kit::shutdown::Shutdown;
-use server_kit::units::parse_size;
+use server_kit::units::{Size, Span, parse_size};
 use server_kit::volume_name::{BadName, ServerId, VolumeName};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -119,6 +120,23 @@ pub struct ServeArgs {
     /// Scheduled replications that run at a time [default: 1]
     #[arg(long, value_name = "N")]
     pub replications_max: Option<usize>,
+    /// Read back everything once in such a time, in the background [default: 14d]
+    #[arg(long, value_name = "TIME")]
+    pub scrub_cycle: Option<Span>,
+    /// Read no more than this per second for it; 0: as fast as it goes [default: 16M]
+    #[arg(long, value_name = "SIZE")]
+    pub scrub_rate: Option<Size>,
+    /// Read nothing back in the background
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub no_scrub: bool,
+    /// Drill a random snapshot of each volume once in a cycle, too
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub drill: bool,
+    /// Have this program, with its arguments, look at each snapshot that is drilled
+    #[arg(long, value_name = "COMMAND")]
+    pub drill_command: Option<String>,
     /// Write the log as JSON
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -167,12 +185,31 @@ impl ServeArgs {
         let thinning_max = self.thinning_max.unwrap_or(default.thinning_max).max(1);
         let replications_max = self.replications_max.unwrap_or(default.replications_max).max(1);
         let insecure = self.insecure;
+        let (scrub, drill_command) = (self.scrub(), self.drill_command()?);
         let settings = Settings { reserve_bytes, flush_bytes, insecure, ..default };
-        Ok(Settings { thinning_max, replications_max, ..settings })
+        Ok(Settings { thinning_max, replications_max, scrub, drill_command, ..settings })
     }
 
     fn retention(&self) -> Result<Option<Policy>, RoleError> {
         self.retention.as_deref().map(crate::upkeep::policy).transpose()
+    }
+
+    fn scrub(&self) -> Option<Scrub> {
+        let default = Scrub::default();
+        let scrub = Scrub {
+            cycle: self.scrub_cycle.map_or(default.cycle, |Span(cycle)| cycle),
+            bytes_per_s: self.scrub_rate.map_or(default.bytes_per_s, |Size(rate)| rate),
+            drill: self.drill,
+        };
+        (!self.no_scrub).then_some(scrub)
+    }
+
+    /// Words as a shell would split them; no shell ever sees them.
+    fn drill_command(&self) -> Result<Vec<String>, RoleError> {
+        let Some(text) = &self.drill_command else { return Ok(Vec::new()) };
+        let unclear =
+            || RoleError::bad_request(format!("drill-command: a quote of {text:?} is open"));
+        shlex::split(text).ok_or_else(unclear)
     }
 }
 

@@ -7,6 +7,7 @@
 
 use crate::jobs::{APPLY, GC, KEEP, MERGE};
 use crate::load::GAP;
+use crate::repair::place::ASIDE_SUFFIX;
 use crate::state::State;
 use crate::volume::Volume;
 use server_kit::error::RoleError;
@@ -66,7 +67,8 @@ pub(crate) fn gc(volume: &Volume) -> Result<Vec<String>, RoleError> {
         c.faults.remove(GAP);
         garbage
     });
-    let names = garbage.iter().map(|d| volume.diff_name(d)).collect::<Result<Vec<_>, _>>()?;
+    let mut names = garbage.iter().map(|d| volume.diff_name(d)).collect::<Result<Vec<_>, _>>()?;
+    names.extend(volume.dir.list()?.into_iter().filter(|name| name.ends_with(ASIDE_SUFFIX)));
     volume.leases.delete(names.clone())?;
     tracing::info!(volume = %volume.name, files = names.len(), "removed needless diffs");
     Ok(names)

@@ -23,6 +23,9 @@ pub(crate) const MERGE: &str = "merge";
 /// Snapshots become explicit, or are given up.
 pub(crate) const KEEP: &str = "set-explicit";
 pub(crate) const GC: &str = "gc";
+pub(crate) const VERIFY: &str = "verify";
+pub(crate) const DRILL: &str = "drill";
+pub(crate) const REPAIR: &str = "repair";
 
 #[derive(Default)]
 struct Inner {

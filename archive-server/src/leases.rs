@@ -7,7 +7,7 @@
 //! it through their lease, which knows the name of the moment.
 
 use parking_lot::Mutex;
-use server_kit::durable::DurableDir;
+use server_kit::durable::{DurableDir, DurableError};
 use server_kit::error::RoleError;
 use std::collections::BTreeMap;
 use std::io;
@@ -59,6 +59,11 @@ impl Leases {
         Lease(Arc::new(Held { leases: self.clone(), names, files }))
     }
 
+    /// Whether somebody reads the file that has this name, or had it when it was doomed.
+    pub(crate) fn is_read(&self, name: &str) -> bool {
+        self.inner.lock().files.values().any(|file| file.name == name)
+    }
+
     /// Deletes the files, now or when their last reader lets go. Blocks.
     pub(crate) fn delete(&self, names: Vec<String>) -> Result<(), RoleError> {
         let mut free = Vec::new();
@@ -72,6 +77,26 @@ impl Leases {
         }
         drop(inner);
         Ok(self.dir.remove_all(&free)?)
+    }
+
+    /// `commit` puts another file under the name `name`; the old one, if there is one (true), is
+    /// called `aside` from then on, also for those who read it. The name is never without a file.
+    pub(crate) fn set_aside(
+        &self,
+        name: &str,
+        aside: &str,
+        commit: impl FnOnce() -> Result<(), DurableError>,
+    ) -> Result<bool, DurableError> {
+        let mut inner = self.inner.lock();
+        let kept = self.dir.hard_link(name, &self.dir.path().join(aside)).is_ok();
+        commit()?;
+        if let Some(number) = inner.by_name.remove(name) {
+            inner.by_name.insert(aside.to_owned(), number);
+            if let Some(file) = inner.files.get_mut(&number) {
+                aside.clone_into(&mut file.name);
+            }
+        }
+        Ok(kept)
     }
 
     /// Gives a file another name, not durable by itself. Call it under the lock that names come

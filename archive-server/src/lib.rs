@@ -12,10 +12,13 @@
 //!  another archive <--replicate: full_sync, hash_sync, receive there; replica there says which
 //!                 upkeep: policies, schedules and limits of age, by itself: apply, merge, replicate
 //!                 load: names are the catalogue (DiffSet)
+//!  verify, by hand or by itself: all of it is read back, what is wrong becomes a fault
+//!  another archive --repair: what is damaged or missing--> *.wdiff; rebuild: a lost `state`
 //! ```
 //! Below the base directory each volume has a directory: `state` (one small file, changed as a
-//! whole), `base.img`, `*.wdiff`, `restored/`, and `full-sync` while a full backup can be resumed.
-//! Base image and restored ones are elsewhere under other backends than `file` (`backend`).
+//! whole) and its copy, `base.img`, `*.wdiff`, `restored/`, `checks` (what was read back, and
+//! when), and `full-sync` while a full backup can be resumed. Base image and restored ones are
+//! elsewhere under other backends than `file` (`backend`).
 //!
 //! | invariant | where |
 //! |---|---|
@@ -32,6 +35,7 @@ mod apply;
 mod archive;
 mod args;
 mod backend;
+mod background;
 mod faults;
 mod full_sync;
 mod hash_sink;
@@ -44,8 +48,10 @@ mod load;
 mod merge;
 mod mount;
 mod read_snapshot;
+mod rebuild;
 mod receive;
 mod record;
+mod repair;
 mod replica;
 mod replicate;
 mod resize;
@@ -54,6 +60,7 @@ mod service;
 mod sessions;
 mod state;
 mod upkeep;
+mod verify;
 mod view;
 mod volume;
 mod world;
@@ -62,4 +69,5 @@ pub use archive::Settings;
 pub use args::{Backend, ImageDevice, ServeArgs, Server, serve};
 pub use backend::BackendChoice;
 pub use image::{FileImages, Images};
+pub use verify::scrub::Scrub;
 pub use world::World;

@@ -6,7 +6,10 @@
 
 use crate::backend::{Backends, Image, VolumeImages};
 use crate::mount::SOCKET_SUFFIX;
-use crate::record::{Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE};
+use crate::record::{
+    COPY_FILE, Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE,
+};
+use crate::repair::place::ASIDE_SUFFIX;
 use crate::state::State;
 use crate::volume::{Catalogue, Volume};
 use server_kit::blocking;
@@ -18,7 +21,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use wdiff_format::diff_set::DiffSet;
-use wdiff_format::gid::{BaseState, Gid, Snapshot};
+use wdiff_format::gid::{BaseState, Diff, Gid, Snapshot};
 use wdiff_format::name;
 use wlog_format::units::Lb;
 
@@ -56,8 +59,8 @@ pub(crate) fn all(
     Ok(found)
 }
 
-/// Loads one volume; only a directory that cannot be opened at all is an error.
-fn volume(
+/// Loads one volume; only a directory that cannot be opened at all is an error. Blocks.
+pub(crate) fn volume(
     base: &dyn DurableDir,
     backends: &Backends,
     name: &VolumeName,
@@ -94,8 +97,11 @@ fn load(
         tracing::warn!(volume = %name, error = error.full_message(), "a half-made restore is left");
     }
     let file = StateFile::<Record>::new(dir.clone(), STATE_FILE);
-    let lost =
-        || RoleError::damaged(format!("{} is missing", file.path().display())).with_volume(name);
+    let lost = || {
+        let step = format!("walbc rebuild ARCHIVE {name}");
+        let message = format!("{} is missing; {step} makes it anew", file.path().display());
+        RoleError::damaged(message).with_volume(name).with_next_step(step)
+    };
     let mut record = file.load()?.ok_or_else(lost)?;
     if let Some(Coming { file: name, log_uuid }) = record.coming.take() {
         // Killed while a diff of another log was kept: its file says whether that was done. Written
@@ -106,11 +112,16 @@ fn load(
         file.store(&record)?;
     }
     let state = State::from(record.state);
+    remove_replaced(&**dir)?;
     if let Some(size_lb) = record.growing_lb.take() {
         // Killed while the image was made larger: that is finished, it harms nothing.
         images.grow(Lb(size_lb))?;
         record.size_lb = size_lb;
         file.store(&record)?;
+    }
+    let copy = StateFile::<Record>::new(dir.clone(), COPY_FILE);
+    if !copy.load().is_ok_and(|kept| kept.as_ref() == Some(&record)) {
+        copy.store(&record)?;
     }
     let at = record.base().map_err(|e| {
         let file = file.path().display().to_string();
@@ -150,6 +161,18 @@ fn load(
     Ok((state, catalogue))
 }
 
+/// Removes the damaged wdiffs that were put aside, and have a sound one in their place.
+fn remove_replaced(dir: &dyn DurableDir) -> Result<(), RoleError> {
+    let mut doomed = Vec::new();
+    for aside in dir.list()? {
+        let Some(name) = aside.strip_suffix(ASIDE_SUFFIX) else { continue };
+        if dir.look_at(name)?.is_some() {
+            doomed.push(aside);
+        }
+    }
+    Ok(dir.remove_all(&doomed)?)
+}
+
 /// Removes the half-made image of a restore to elsewhere that was killed.
 fn forget_elsewhere(dir: &Arc<dyn DurableDir>) -> Result<(), RoleError> {
     let file = StateFile::<Elsewhere>::new(dir.clone(), ELSEWHERE_FILE);
@@ -178,7 +201,10 @@ fn check_image(images: &dyn VolumeImages, size: Lb) -> Result<(), RoleError> {
 }
 
 /// Reads the catalogue of diffs from the names of the files; the answer is what is wrong with them.
-fn read_diffs(dir: &dyn DurableDir, diffs: &mut DiffSet) -> Result<Option<String>, RoleError> {
+pub(crate) fn read_diffs(
+    dir: &dyn DurableDir,
+    diffs: &mut DiffSet,
+) -> Result<Option<String>, RoleError> {
     let mut fault = None;
     for file in dir.list()? {
         if !file.ends_with(name::SUFFIX) {
@@ -195,10 +221,17 @@ fn read_diffs(dir: &dyn DurableDir, diffs: &mut DiffSet) -> Result<Option<String
     Ok(fault)
 }
 
+/// Beyond every gid.
+pub(crate) const GID_MAX: Gid = Gid(u64::MAX);
+
+/// The first diff behind a gap.
+pub(crate) fn beyond(catalogue: &Catalogue) -> Option<Diff> {
+    catalogue.diffs.range(catalogue.latest.0.begin(), GID_MAX).next().copied()
+}
+
 /// What lies behind a gap, in words.
-fn gap(catalogue: &Catalogue) -> Option<String> {
-    let reached = catalogue.latest.0;
-    let beyond = catalogue.diffs.range(reached.begin(), Gid(u64::MAX)).next()?;
+pub(crate) fn gap(catalogue: &Catalogue) -> Option<String> {
+    let (reached, beyond) = (catalogue.latest.0, beyond(catalogue)?);
     Some(format!(
         "a wdiff is missing: snapshots end at {reached}, but diff {beyond} is there; bring the \
          missing file back, or make a hash backup"

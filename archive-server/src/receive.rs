@@ -252,7 +252,12 @@ where
     message.step.ok_or_else(|| RoleError::bad_request("an empty message in a wdiff transfer"))
 }
 
-async fn feed<S>(archive: &Archive, stream: &mut S, feeder: ChunkFeeder) -> Result<(), RoleError>
+/// Hands on the chunks of a transfer, to its end.
+pub(crate) async fn feed<S>(
+    archive: &Archive,
+    stream: &mut S,
+    feeder: ChunkFeeder,
+) -> Result<(), RoleError>
 where
     S: Stream<Item = Result<WdiffTransferRequest, tonic::Status>> + Unpin,
 {

@@ -12,6 +12,8 @@ use wlog_format::units::{Lb, LogUuid};
 
 /// Name of the state file in a volume's directory.
 pub(crate) const STATE_FILE: &str = "state";
+/// Name of the second copy of the state file, which is never behind it.
+pub(crate) const COPY_FILE: &str = "state-copy";
 /// Name of the file with the progress of a full backup.
 pub(crate) const PROGRESS_FILE: &str = "full-sync";
 
@@ -132,6 +134,18 @@ pub(crate) struct Record {
     /// The image is being made larger: so many blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) growing_lb: Option<u64>,
+    /// The state was made anew, and is not proved since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rebuilt: Option<Rebuilt>,
+}
+
+/// What is not proved since a rebuild.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rebuilt {
+    /// A person said where the base image is: only content proves that.
+    pub(crate) by_hand: bool,
+    /// For people.
+    pub(crate) note: String,
 }
 
 /// A diff that brings its log along.
@@ -162,6 +176,7 @@ impl Record {
             base: None,
             coming: None,
             growing_lb: None,
+            rebuilt: None,
         }
     }
 

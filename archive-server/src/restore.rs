@@ -308,6 +308,9 @@ async fn run(
         let plan = plan(volume, request)?;
         let done = make(archive, volume, &plan, job, handle, gate).await;
         volume.note_restore(plan.gid, &done);
+        if let Err(error) = crate::verify::store(volume).await {
+            tracing::warn!(error = error.full_message(), "that it was restored is not noted");
+        }
         release(archive, volume, plan, done.is_err()).await;
         done
     };

@@ -9,8 +9,8 @@ use crate::jobs::RESTORE;
 use crate::state::State;
 use crate::volume::Volume;
 use crate::{
-    apply, full_sync, hash_sync, history, merge, mount, read_snapshot, receive, replica, replicate,
-    resize, restore, upkeep,
+    apply, full_sync, hash_sync, history, merge, mount, read_snapshot, rebuild, receive, repair,
+    replica, replicate, resize, restore, upkeep, verify,
 };
 use proto::v1::archive_server::Archive as ArchiveRpc;
 use proto::v1::{
@@ -18,15 +18,19 @@ use proto::v1::{
     FullSyncRequest, GcReply, HashSyncReply, HashSyncRequest, MergeRequest, Operation,
     PrepareFullSyncReply, PrepareFullSyncRequest, PrepareHashSyncReply, PrepareHashSyncRequest,
     PrepareReplicationReply, PrepareReplicationRequest, ReadSnapshotRequest, ReplicateRequest,
-    ResetArchiveRequest, ResizeRequest, Restorable, RestorableList, RestorableRequest,
-    RestoreReply, RestoreRequest, RestoredList, SetExplicitReply, SetExplicitRequest, SnapshotBulk,
-    SnapshotRef, StopRequest, VolumeRef, WdiffTransferReply, WdiffTransferRequest,
+    ResetArchiveRequest, ResizeRequest, RestorableList, RestorableRequest, RestoreReply,
+    RestoreRequest, RestoredList, SetExplicitReply, SetExplicitRequest, SnapshotBulk, SnapshotRef,
+    StopRequest, VolumeRef, WdiffTransferReply, WdiffTransferRequest,
 };
 use proto::v1::{
     CompleteRequest, DropReplicationRequest, PlanRetentionRequest, RetentionPlan,
     SetAgeLimitRequest, SetReplicationRequest, SetRetentionRequest, Upkeep,
 };
-use proto::v1::{MountRequest, Mounted, MountedList, UnmountRequest};
+use proto::v1::{
+    DamageList, DrillList, DrillRequest, HashRangesRequest, MountRequest, Mounted, MountedList,
+    RangeHashes, ReadWdiffRequest, RebuildReply, RebuildRequest, RepairRequest, UnmountRequest,
+    VerifyRequest,
+};
 use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
 use std::sync::Arc;
@@ -61,6 +65,7 @@ fn describe(archive: &Archive, volume: &Volume) -> ArchiveVolume {
     let newest = newest.filter(|_| has_image);
     let running = volume.jobs.kinds().into_iter().map(str::to_owned).collect();
     let error = volume.fault_text();
+    let damages = verify::damage::list(volume);
     let mut status = volume.with(|c| ArchiveVolume {
         volume: volume.name.to_string(),
         state: state.to_string(),
@@ -81,22 +86,13 @@ fn describe(archive: &Archive, volume: &Volume) -> ArchiveVolume {
         mended: c.mended.clone(),
         backend: volume.images.backend().to_owned(),
         image: volume.images.path(Image::Base).display().to_string(),
+        damages,
+        unchecked_wdiffs: volume.overdue(),
+        rebuilt: c.record.rebuilt.as_ref().map(|r| r.note.clone()).unwrap_or_default(),
         ..ArchiveVolume::default()
     });
     upkeep::describe(archive, volume, &mut status);
     status
-}
-
-fn restorable(volume: &Volume, all: bool) -> RestorableList {
-    let points = volume.with(|c| c.diffs.restorable(&c.base, all));
-    let entry = |p: wdiff_format::diff_set::RestorePoint| Restorable {
-        gid: p.gid.0,
-        timestamp_s: p.timestamp,
-        explicit_snapshot: p.explicit,
-        change_bytes: p.change_bytes,
-        ..Restorable::default()
-    };
-    RestorableList { snapshots: points.into_iter().map(entry).collect() }
 }
 
 /// States that have a base image.
@@ -225,7 +221,8 @@ impl ArchiveRpc for Service {
         let request = request.get_ref();
         let volume = self.0.volume(&request.volume)?;
         volume.require(&WITH_IMAGE, "list the snapshots of")?;
-        Ok(Response::new(restorable(&volume, request.all)))
+        let snapshots = verify::restorable(&volume, request.all);
+        Ok(Response::new(RestorableList { snapshots }))
     }
 
     async fn restore(&self, request: Request<RestoreRequest>) -> Answer<RestoreReply> {
@@ -335,5 +332,46 @@ impl ArchiveRpc for Service {
         let volume = self.0.volume(&request.get_ref().volume)?;
         let removed = blocking::run(move || history::gc(&volume)).await?;
         Ok(Response::new(GcReply { removed }))
+    }
+
+    async fn verify(&self, request: Request<VerifyRequest>) -> Answer<Operation> {
+        Ok(Response::new(verify::start(&self.0, request.get_ref())?))
+    }
+
+    async fn list_damage(&self, request: Request<VolumeRef>) -> Answer<DamageList> {
+        let volume = self.0.volume(&request.get_ref().volume)?;
+        volume.require(&WITH_IMAGE, "list the damage of")?;
+        Ok(Response::new(verify::damages(&volume)))
+    }
+
+    async fn drill(&self, request: Request<DrillRequest>) -> Answer<Operation> {
+        Ok(Response::new(verify::drill::start(&self.0, request.get_ref())?))
+    }
+
+    async fn list_drills(&self, request: Request<VolumeRef>) -> Answer<DrillList> {
+        let volume = self.0.volume(&request.get_ref().volume)?;
+        Ok(Response::new(verify::drill::list(&volume)))
+    }
+
+    async fn repair(&self, request: Request<RepairRequest>) -> Answer<Operation> {
+        Ok(Response::new(repair::start(&self.0, request.into_inner())?))
+    }
+
+    async fn hash_ranges(&self, request: Request<HashRangesRequest>) -> Answer<RangeHashes> {
+        let (archive, request) = (self.0.clone(), request.into_inner());
+        to_its_end(async move { repair::serve::hash_ranges(&archive, request).await }).await
+    }
+
+    async fn read_wdiff(
+        &self,
+        request: Request<ReadWdiffRequest>,
+    ) -> Answer<BoxStream<WdiffTransferRequest>> {
+        let stream = repair::serve::read_wdiff(&self.0, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn rebuild(&self, request: Request<RebuildRequest>) -> Answer<RebuildReply> {
+        let (archive, request) = (self.0.clone(), request.into_inner());
+        to_its_end(async move { rebuild::rebuild(&archive, request).await }).await
     }
 }

@@ -8,12 +8,16 @@
 use crate::backend::{Image, VolumeImages};
 use crate::jobs::Jobs;
 use crate::leases::Leases;
+use crate::load::{self, GAP};
 use crate::mount::Mounts;
 use crate::record::{
-    Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Progress, Record, STATE_FILE, Whole,
+    COPY_FILE, Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Progress, Record,
+    STATE_FILE, Whole,
 };
 use crate::state::State;
 use crate::upkeep::Upkeep;
+use crate::verify::damage;
+use crate::verify::ledger::{Found, Kind, Ledger};
 use block_io::device::BlockDevice;
 use parking_lot::Mutex;
 use proto::v1::Snapshot as SnapshotMessage;
@@ -25,6 +29,7 @@ use server_kit::state_machine::{StateCell, StopFlag};
 use server_kit::volume_name::VolumeName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::RwLock;
 use wdiff_format::diff_set::{DiffSet, RestorePoint};
 use wdiff_format::gid::{BaseState, Diff, Gid, Snapshot};
@@ -70,7 +75,12 @@ pub(crate) struct Volume {
     pub(crate) image_gate: Arc<RwLock<()>>,
     pub(crate) progress: StateFile<Progress>,
     pub(crate) elsewhere: StateFile<Elsewhere>,
+    /// What was read back.
+    pub(crate) ledger: Ledger,
+    /// Wdiffs that the scrub has not got to in its cycle.
+    overdue: AtomicU64,
     file: StateFile<Record>,
+    copy: StateFile<Record>,
     storing: Mutex<()>,
     catalogue: Mutex<Catalogue>,
 }
@@ -94,7 +104,10 @@ impl Volume {
             image_gate: Arc::default(),
             progress: StateFile::new(dir.clone(), PROGRESS_FILE),
             elsewhere: StateFile::new(dir.clone(), ELSEWHERE_FILE),
+            ledger: Ledger::load(dir.clone()),
+            overdue: AtomicU64::new(0),
             file: StateFile::new(dir.clone(), STATE_FILE),
+            copy: StateFile::new(dir.clone(), COPY_FILE),
             storing: Mutex::new(()),
             catalogue: Mutex::new(catalogue),
             dir,
@@ -108,13 +121,16 @@ impl Volume {
         look(&mut self.catalogue.lock())
     }
 
-    /// Changes the record: on the disk, then here. Blocks.
+    /// Changes the record: on the disk, then here. The copy goes first: a change that it alone has
+    /// is one that was about to be, and each of those may be done again. Blocks.
     pub(crate) fn store(&self, change: impl FnOnce(&mut Record)) -> Result<(), RoleError> {
         let _one_writer = self.storing.lock();
         let mut record = self.with(|c| c.record.clone());
         change(&mut record);
         let base = record.base().map_err(|e| self.damaged(&e.to_string()))?;
-        self.file.store(&record).map_err(|e| RoleError::from(e).with_volume(&self.name))?;
+        for file in [&self.copy, &self.file] {
+            file.store(&record).map_err(|e| RoleError::from(e).with_volume(&self.name))?;
+        }
         self.with(|c| (c.record, c.base) = (record, base));
         Ok(())
     }
@@ -128,6 +144,13 @@ impl Volume {
     /// As [`Volume::store`], for the state alone.
     pub(crate) fn store_state(&self, state: Kept) -> Result<(), RoleError> {
         self.store(|record| record.state = state)
+    }
+
+    /// What was not proved since a rebuild is: by content, or by files that are all well. Blocks.
+    pub(crate) fn proved(&self, by_content: bool) -> Result<(), RoleError> {
+        let open =
+            self.with(|c| c.record.rebuilt.as_ref().is_some_and(|r| by_content || !r.by_hand));
+        if open { self.store(|record| record.rebuilt = None) } else { Ok(()) }
     }
 
     /// Opens an image of this volume, which has this size, away from the async threads.
@@ -186,7 +209,11 @@ impl Volume {
             .with_volume(&self.name)
             .with_state(State::Broken, &[])
             .with_file(self.dir.path().display().to_string())
-            .with_next_step("repair the file and restart the archive, or clear the volume")
+            .with_next_step(format!(
+                "bring the file back and restart the archive; or, if it is the state: walbc \
+                 rebuild ARCHIVE {}; or clear the volume",
+                self.name
+            ))
     }
 
     /// Remembers what is wrong, until the same `finder` says otherwise.
@@ -205,6 +232,11 @@ impl Volume {
     /// A restore of `gid` ended: damage that it met harms all later snapshots too, and is over when
     /// one of those can be made. Other failures are the operation's and not the volume's.
     pub(crate) fn note_restore<T>(&self, gid: Gid, done: &Result<T, RoleError>) {
+        match done {
+            Ok(_) => self.ledger.restored(gid, clock::unix_seconds()),
+            Err(error) if error.reason() == Reason::Damaged => self.note_damage(error),
+            Err(_) => {}
+        }
         self.with(|c| {
             let first = c.harmed.as_ref().map(|(first, _)| *first);
             match done {
@@ -221,10 +253,38 @@ impl Volume {
 
     /// All that is wrong, as one line.
     pub(crate) fn fault_text(&self) -> String {
-        self.with(|c| {
+        let mut all: Vec<String> = self.with(|c| {
             let harmed = c.harmed.iter().map(|(_, text)| text);
-            c.faults.values().chain(harmed).cloned().collect::<Vec<_>>().join("; ")
-        })
+            c.faults.values().chain(harmed).cloned().collect()
+        });
+        let already = all.join("; ");
+        all.extend(damage::text(self, &already));
+        all.join("; ")
+    }
+
+    /// A restore met damage in a wdiff: that is known from now on.
+    fn note_damage(&self, error: &RoleError) {
+        let path = &error.detail().file;
+        let file = path.rsplit('/').next().unwrap_or_default();
+        let named = wdiff_format::name::parse(file);
+        let stored = named.ok().and_then(|diff| self.with(|c| c.diffs.get(&diff).copied()));
+        if let Some(file) = stored.and_then(|diff| self.diff_name(&diff).ok()) {
+            let (why, found_s) = ("cannot be read by a restore".to_owned(), clock::unix_seconds());
+            self.ledger.found(Found { kind: Kind::Wdiff, file, why, found_s });
+        }
+    }
+
+    /// How many wdiffs the scrub has not got to in its cycle.
+    pub(crate) fn overdue(&self) -> u64 {
+        self.overdue.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_overdue(&self, wdiffs: u64) {
+        self.overdue.store(wdiffs, Ordering::Relaxed);
+    }
+
+    pub(crate) fn one_less_overdue(&self) {
+        self.set_overdue(self.overdue().saturating_sub(1));
     }
 
     /// The latest snapshot as a message.
@@ -235,14 +295,22 @@ impl Volume {
     /// A received diff whose file is durable becomes part of the history. An equal diff (same gids,
     /// another time or flag) is replaced; the old one is returned.
     pub(crate) fn add_diff(&self, diff: Diff, now_s: u64) -> Option<Diff> {
+        self.ledger.forget(&diff);
         self.with(|c| {
             let old = c.diffs.remove(&diff);
             // Nothing equal is left, so this cannot fail.
             let _ = c.diffs.insert(diff);
             c.latest = match c.latest.0.apply(&diff) {
-                Ok(at) => (at, diff.timestamp),
+                // It may close a gap, and what lies behind leads on.
+                Ok(at) => {
+                    let last = c.diffs.chain(at).last();
+                    last.map_or((at, diff.timestamp), |(d, at)| (at, d.timestamp))
+                }
                 Err(_) => c.diffs.latest(&c.base),
             };
+            if c.faults.contains_key(GAP) && load::beyond(c).is_none() {
+                c.faults.remove(GAP);
+            }
             c.last_received_s = now_s;
             old
         })
@@ -303,6 +371,7 @@ impl Volume {
 
     /// A merged diff, whose file is durable, takes the place of its inputs; what it replaces.
     pub(crate) fn replace_merged(&self, merged: Diff, inputs: &[Diff]) -> Vec<Diff> {
+        self.ledger.forget(&merged);
         self.with(|c| {
             let gone = inputs.iter().chain([&merged]);
             let gone = gone.filter_map(|diff| c.diffs.remove(diff)).collect();

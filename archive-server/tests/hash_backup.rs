@@ -153,7 +153,7 @@ async fn a_session_that_nobody_uses_ends_and_a_full_disk_is_refused() {
     let mut settings = common::settings();
     settings.silence = std::time::Duration::from_millis(200);
     let images = Arc::new(archive_server::FileImages);
-    let archive = Archive::with(&dir, settings, images.clone());
+    let archive = Archive::with(&dir, settings.clone(), images.clone());
     let mut client = filled(&archive, &device).await;
     client.prepare_hash(BLOCKS as u64).await.unwrap();
     common::until("the end of the session", || {

@@ -191,7 +191,7 @@ async fn a_full_backup_goes_on_where_it_was_durable() {
     let (dir, device) = (tempfile::tempdir().unwrap(), device(0));
     let settings = Settings { flush_bytes: 512 << 10, ..common::settings() };
     let image = device.now();
-    let archive = Archive::with(&dir, settings, Arc::new(FileImages));
+    let archive = Archive::with(&dir, settings.clone(), Arc::new(FileImages));
     let mut client = archive.client();
     client.init().await;
     let (session, _) = client.prepare(device.size_lb(), &UUID.0).await.unwrap();

@@ -17,6 +17,7 @@
 
 mod cow;
 mod export;
+pub(crate) mod inside;
 mod view;
 
 use crate::archive::Archive;

@@ -21,6 +21,7 @@ use proto::v1::{
     Operation, PrepareReplicationReply, PrepareReplicationRequest, ReplicateRequest,
     ReplicationKind,
 };
+pub(crate) use send::Output;
 use server_kit::error::{Reason, RoleError};
 use server_kit::net::Endpoint;
 use server_kit::operations::{OperationHandle, Outcome};

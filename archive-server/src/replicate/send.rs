@@ -213,11 +213,11 @@ fn gone() -> RoleError {
 }
 
 /// A wdiff on its way.
-struct Output {
-    dir: Arc<dyn DurableDir>,
-    volume: String,
-    messages: mpsc::Sender<WdiffTransferRequest>,
-    options: WriteOptions,
+pub(crate) struct Output {
+    pub(crate) dir: Arc<dyn DurableDir>,
+    pub(crate) volume: String,
+    pub(crate) messages: mpsc::Sender<WdiffTransferRequest>,
+    pub(crate) options: WriteOptions,
 }
 
 impl Output {
@@ -234,7 +234,7 @@ impl Output {
     }
 
     /// The wdiffs merged into one. Blocks.
-    fn merge(&self, wdiffs: Vec<WdiffReader>) -> Result<(), RoleError> {
+    pub(crate) fn merge(&self, wdiffs: Vec<WdiffReader>) -> Result<(), RoleError> {
         let failed = |e| match e {
             wdiff_format::error::WdiffError::Output { .. } => gone(),
             e => faults::wdiff(&self.volume, e),

@@ -200,6 +200,14 @@ pub enum Verb {
     ReplicationSchedule(super::upkeep::ScheduleArgs),
     /// Have an archive raise an alarm when the newest restorable point gets old
     Freshness(super::upkeep::FreshnessArgs),
+    /// Read back all that an archive has; damage: exit 1, with the snapshots that it harms
+    Verify(super::verify::VerifyArgs),
+    /// Read a whole snapshot as a mount would, and compare its hash with the recorded one
+    Drill(super::verify::DrillArgs),
+    /// Fetch what is damaged or missing from another archive that has it
+    Repair(super::verify::RepairArgs),
+    /// Make the lost catalogue of a volume anew from what its directory has
+    Rebuild(super::verify::RebuildArgs),
     /// Keep snapshots: merges do not take them
     EnableSnapshot(Snapshots),
     /// Let merges take snapshots

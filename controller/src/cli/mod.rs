@@ -8,6 +8,7 @@ mod progress;
 pub mod upkeep;
 pub mod values;
 mod verbs;
+mod verify;
 mod words;
 
 use clap::Parser;

@@ -50,6 +50,13 @@ impl Point {
     }
 }
 
+/// A uuid as `walbc status --json` shows it.
+pub(super) fn parse_uuid(text: &str) -> Result<[u8; 16], String> {
+    let number = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32);
+    let number = number.ok_or_else(|| "a uuid has 32 hexadecimal digits".to_owned())?;
+    Ok(number.to_be_bytes())
+}
+
 /// How to stop.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub enum Mode {

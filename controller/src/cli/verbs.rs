@@ -77,6 +77,10 @@ pub(super) async fn run(ctl: &Controller, verb: &Verb, json: bool) -> Answer {
         Verb::Retention(args) => super::upkeep::retention(ctl, args, json).await,
         Verb::ReplicationSchedule(args) => super::upkeep::schedule(ctl, args).await,
         Verb::Freshness(args) => super::upkeep::freshness(ctl, args).await,
+        Verb::Verify(args) => super::verify::verify(ctl, args, json).await,
+        Verb::Drill(args) => super::verify::drill(ctl, args, json).await,
+        Verb::Repair(args) => super::verify::repair(ctl, args, json).await,
+        Verb::Rebuild(args) => super::verify::rebuild(ctl, args).await,
         Verb::Doctor(args) => super::doctor::run(ctl, args, json).await,
         Verb::Completions { .. } => done(Report::done()),
     }

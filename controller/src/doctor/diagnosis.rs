@@ -71,6 +71,8 @@ pub enum Row {
     N6,
     /// Every leg is a standby.
     N7,
+    /// An archive has damage, by the snapshots that it harms.
+    N8,
 }
 
 /// The titles, in the words of the manual.
@@ -108,6 +110,7 @@ const TITLES: &[(Row, &str, &str)] = &[
     (Row::N5, "N5", "another server answers at this address"),
     (Row::N6, "N6", "archive disk full"),
     (Row::N7, "N7", "no leg of the volume is a target"),
+    (Row::N8, "N8", "an archive has damage that another archive can repair"),
 ];
 
 impl Row {

@@ -21,6 +21,7 @@ pub mod run;
 pub mod setup;
 pub mod sync;
 pub mod upkeep;
+pub mod verify;
 
 use std::time::Duration;
 

@@ -209,6 +209,23 @@ impl Row {
     }
 }
 
+/// A byte of the primary's largest wdiff has flipped, and somebody has verified.
+const N8: Row = Row::new("N8", || {
+    let cluster = synchronizing_group()?;
+    cluster.vol().write(0, 0, 20)?;
+    cluster.vol().gid("snapshot s0 VOL --wait a0,a1")?;
+    let here = wdiffs(&cluster)?.into_iter().map(|(here, _)| here);
+    let size = |path: &std::path::PathBuf| path.metadata().map_or(0, |found| found.len());
+    let largest = here.max_by_key(size).context("a wdiff")?;
+    let mut data = std::fs::read(&largest)?;
+    let middle = data.len() / 2;
+    data[middle] ^= 0x20;
+    std::fs::write(&largest, data)?;
+    let (code, stdout, stderr) = cluster.walbc(&["verify", "a0", "vol0"])?;
+    ensure!(code == 1 && stdout.contains("is damaged"), "exit {code}: {stdout}{stderr}");
+    Ok(cluster)
+});
+
 matrix! {
     matrix_f10_1_a_secondary_that_lost_its_data: F10_1.by_fix;
     matrix_f10_2_a_primary_that_lost_its_data_is_followed_by_its_heir: F10_2.by_fix;
@@ -219,6 +236,8 @@ matrix! {
     matrix_g8_a_device_that_grew: G8.by_fix;
     matrix_g9_an_apply_that_was_killed: G9.when_the_wdiffs_are_back;
     matrix_g10_a_restore_that_was_killed: G10.told_afterwards;
+    matrix_n8_a_wdiff_that_is_damaged: N8.by_fix;
+    matrix_page_n8: N8.by_page;
     matrix_page_f10_1: F10_1.by_page;
     matrix_page_f10_2: F10_2.by_page;
     matrix_page_f10_3: F10_3.by_page;

@@ -22,7 +22,8 @@ pub fn restorable(snapshots: &[v1::Restorable]) -> Report {
         json!({
             "gid": s.gid, "timestamp_s": s.timestamp_s,
             "explicit": s.explicit_snapshot, "change_bytes": s.change_bytes,
-            "verified_s": s.verified_s, "verified_how": s.verified_how,
+            "verified_s": s.verified_s,
+            "verified_how": (s.verified_s > 0).then_some(&s.verified_how),
         })
     };
     let json = json!({ "snapshots": snapshots.iter().map(entry).collect::<Vec<_>>() });

@@ -85,12 +85,27 @@ pub(super) fn time(seconds: u64) -> String {
     }
 }
 
+/// What kind of damage it is, as a key.
+pub(super) fn damage_kind(d: &v1::Damage) -> String {
+    let name = d.kind().as_str_name().trim_start_matches("DAMAGE_KIND_");
+    name.to_lowercase()
+}
+
+/// Damage for programs.
+pub(super) fn damage_json(d: &v1::Damage) -> Value {
+    json!({
+        "kind": damage_kind(d), "file": d.file, "message": d.message, "harmed": d.harmed,
+        "first_gid": d.first_gid, "last_gid": d.last_gid, "first_s": d.first_s,
+        "last_s": d.last_s, "found_s": d.found_s, "next_step": d.next_step,
+    })
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `|7|` or `|7,9|` (semantics.md §2.17).
-fn snapshot(snapshot: Option<v1::Snapshot>) -> String {
+pub(super) fn snapshot(snapshot: Option<v1::Snapshot>) -> String {
     match snapshot {
         None => "-".to_owned(),
         Some(s) if s.gid_begin == s.gid_end => format!("|{}|", s.gid_begin),

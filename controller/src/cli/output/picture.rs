@@ -6,7 +6,7 @@ use server_kit::units::format_size;
 
 use super::super::words;
 use super::upkeep::upkeep_json;
-use super::{Report, hex, snapshot, time};
+use super::{Report, damage_json, hex, snapshot, time};
 use crate::ops::health::{Problem, ProblemKind};
 use crate::ops::look::{Status, View, VolumeStatus};
 
@@ -51,6 +51,8 @@ fn view_json(server: &str, view: &View) -> Value {
             "backend": v.backend, "image": v.image,
             "complete_s": v.complete_s, "age_limit_s": v.age_limit_s,
             "stale_since_s": v.stale_since_s, "upkeep": v.upkeep.as_ref().map(upkeep_json),
+            "damages": v.damages.iter().map(damage_json).collect::<Vec<_>>(),
+            "unchecked_wdiffs": v.unchecked_wdiffs, "rebuilt": v.rebuilt,
         }),
     }
 }
@@ -153,6 +155,12 @@ pub fn status(status: &Status) -> Report {
                 View::Archive(v) => &v.state,
             };
             lines.push(format!("  {server:<8} {state:<10} {}", view_summary(view)));
+            if let View::Archive(v) = view
+                && !v.rebuilt.is_empty()
+            {
+                let note = words::named(&v.rebuilt, server, view.role());
+                lines.push(format!("  {server:<8} ! {note}"));
+            }
             let error = view.error().map(|error| words::named(&error, server, view.role()));
             lines.extend(error.map(|error| format!("  {server:<8} ! {error}")));
         }

@@ -16,7 +16,7 @@ pub(super) fn diagnose(case: &Case<'_>) -> Vec<Diagnosis> {
         }
         if let Some(v) = sight.known() {
             found.extend(applying(case, name, v));
-            found.extend(damaged(case, name, v));
+            found.extend(repairable(case, name, v).or_else(|| damaged(case, name, v)));
             found.extend(mended(case, name, v));
         }
     }
@@ -255,6 +255,29 @@ fn mended(case: &Case<'_>, name: &str, v: &v1::ArchiveVolume) -> Option<Diagnosi
     let way =
         Way::Itself("it is mended; type the restore or merge again if you want it".to_owned());
     Some(Diagnosis::of(case.volume, Row::G10, evidence, way).with_key(name))
+}
+
+/// Wdiffs are damaged or missing, and an archive that follows the same history may have them.
+fn repairable(case: &Case<'_>, name: &str, v: &v1::ArchiveVolume) -> Option<Diagnosis> {
+    use v1::DamageKind::{Missing, Wdiff, WrongSize};
+    let of_wdiff =
+        |d: &&v1::Damage| d.harmed > 0 && [Wdiff, Missing, WrongSize].contains(&d.kind());
+    let first = v.damages.iter().find(of_wdiff)?;
+    let follows = |other: &&str, o: &v1::ArchiveVolume| {
+        *other != name && o.archive_uuid == v.archive_uuid && o.damages.is_empty() && has_image(o)
+    };
+    let mut others = case.archives.iter().filter_map(|(n, s)| Some((*n, s.known()?)));
+    let (other, _) = others.find(|(n, o)| follows(n, o) && case.is_synchronizing(n))?;
+    let volume = case.volume;
+    let what = |d: &v1::Damage| {
+        let (n, first, last) = (d.harmed, d.first_gid, d.last_gid);
+        format!("{name}: {}: it harms {n} snapshots, gid {first} to {last}", d.message)
+    };
+    let mut evidence: Vec<_> = v.damages.iter().filter(of_wdiff).map(what).collect();
+    evidence.push(format!("{other} has the same history, and is synchronizing"));
+    let steps = vec![Step::run(&format!("repair {name} {volume} --from {other}"))];
+    let found = Diagnosis::of(volume, Row::N8, evidence, Way::Steps(steps));
+    Some(found.with_key(format!("{name} {}", first.file)))
 }
 
 /// Something that the archive keeps cannot be read, or is missing.

@@ -501,3 +501,34 @@ fn neighbours_of_the_manual() {
     let other_log = well().small().archive("a0", |v| v.log_uuid = vec![1; 16].into());
     assert_eq!(only(&other_log, Row::G12).1, ["walbc stop s0 vol0", "walbc hash-backup s0 vol0"]);
 }
+
+#[test]
+fn what_a_sibling_can_repair() {
+    let harm = |harmed| {
+        move |v: &mut v1::ArchiveVolume| {
+            let (kind, file) = (v1::DamageKind::Wdiff.into(), "x.wdiff".to_owned());
+            let message = "x.wdiff is damaged".to_owned();
+            let (first_gid, last_gid) = (5, 9);
+            let damage = v1::Damage {
+                kind,
+                file,
+                message,
+                harmed,
+                first_gid,
+                last_gid,
+                ..Default::default()
+            };
+            v.damages.push(damage);
+            v.error = if harmed > 0 { "x.wdiff is damaged".to_owned() } else { String::new() };
+        }
+    };
+    for (name, other) in [("a0", "a1"), ("a1", "a0")] {
+        let steps = only(&well().archive(name, harm(3)), Row::N8).1;
+        assert_eq!(steps, [format!("walbc repair {name} vol0 --from {other}")]);
+    }
+    // It harms nothing; nobody else has it; who has it is damaged, too.
+    assert!(diagnose(&well().archive("a0", harm(0))).is_empty());
+    only(&well().small().archive("a0", harm(3)), Row::N2);
+    let both = diagnose(&well().archive("a0", harm(3)).archive("a1", harm(1)));
+    assert!(both.iter().all(|d| d.row == Row::N2) && both.len() == 2, "{both:#?}");
+}
