@@ -150,7 +150,8 @@ pub struct Record {
     /// A person has stopped the volume: no backup starts by itself.
     #[serde(default)]
     pub held: bool,
-    /// A hash backup has ended on the present log, and archives that follow may not have come along.
+    /// A hash backup has ended on the present log, and archives that follow may not have come
+    /// along.
     #[serde(default)]
     pub leads: bool,
     /// Logs were lost, and no backup has ended since.

@@ -21,9 +21,9 @@ pub struct HashBackupOptions {
 /// Brings the primary archive's history forward to the volume as it is now, with continuous backup
 /// from then on. Returns the gid of the new snapshot, when it is restorable.
 ///
-/// A backup that runs already is waited for; after one that has ended there is nothing to do, unless
-/// something was lost since. Other archives that follow stay on the proxies' lists; the storage
-/// server has the primary replicate to them when the backup has ended.
+/// A backup that runs already is waited for; after one that has ended there is nothing to do,
+/// unless something was lost since. Other archives that follow stay on the proxies' lists; the
+/// storage server has the primary replicate to them when the backup has ended.
 ///
 /// # Errors
 /// A server in the wrong state, unreachable, or too small; each names the next step.
