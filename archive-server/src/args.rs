@@ -110,7 +110,7 @@ pub struct ServeArgs {
     /// A full backup can be resumed every so much [default: 1G]
     #[arg(long, value_name = "SIZE")]
     pub flush_interval: Option<String>,
-    /// What is kept of the histories of new volumes, as one word: "all 1h, every 1m 1d, every 1h 7d"
+    /// What is kept of the histories of new volumes, as one word: "all 1h, every 1m 1d"
     /// [default: everything]
     #[arg(long, value_name = "POLICY")]
     pub retention: Option<String>,

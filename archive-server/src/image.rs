@@ -171,8 +171,8 @@ pub(crate) fn open_wdiffs(
     opened.map_err(|e| faults::wdiff(volume, e))
 }
 
-/// Writes diffs, oldest first, onto an image, no faster than `pace`, and flushes it. `advance` hears of the bytes of the
-/// image that are behind, all of it in the end.
+/// Writes diffs, oldest first, onto an image, no faster than `pace`, and flushes it. `advance`
+/// hears of the bytes of the image that are behind, all of it in the end.
 pub(crate) async fn write_merged(
     device: Arc<dyn BlockDevice>,
     volume: &str,

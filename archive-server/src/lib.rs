@@ -10,7 +10,7 @@
 //!  storage --hash backup--> hash_sync --hash_sink--> a wdiff, or (resync) base.img
 //!     ^ hashes of a snapshot: view, base.img and wdiffs read front to back
 //!  another archive <--replicate: full_sync, hash_sync, receive there; replica there says which
-//!                 upkeep: policies, schedules and limits of age, by itself: apply, merge, replicate
+//!                 upkeep: policies, schedules, limits of age: apply, merge, replicate by itself
 //!                 load: names are the catalogue (DiffSet)
 //!  verify, by hand or by itself: all of it is read back, what is wrong becomes a fault
 //!  another archive --repair: what is damaged or missing--> *.wdiff; rebuild: a lost `state`

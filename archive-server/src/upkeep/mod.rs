@@ -6,8 +6,8 @@
 //! a time, as operations like those that people start: they exclude each other by the same rules
 //! (`jobs`), are listed and can be cancelled. Invariants: what shall be done is durable before it
 //! is answered; nothing of a run is kept while it goes on, so that one that was killed is planned
-//! anew; none of it keeps the archive from ending; what fails is told and tried again after a pause that grows; what somebody else keeps from
-//! starting has not failed.
+//! anew; none of it keeps the archive from ending; what fails is told and tried again after a pause
+//! that grows; what somebody else keeps from starting has not failed.
 
 mod freshness;
 mod kept;
