@@ -106,6 +106,11 @@ impl Bench {
         })
     }
 
+    /// Only to see that it runs?
+    pub(crate) const fn quick(&self) -> bool {
+        self.quick
+    }
+
     /// `full`, or little of it.
     pub(crate) const fn sized(&self, full: u64) -> u64 {
         if self.quick { full / 128 } else { full }
@@ -130,10 +135,14 @@ impl Bench {
     }
 
     /// A directory on a real disk, gone when dropped.
-    #[expect(dead_code, reason = "the rows that measure devices use it")]
     pub(crate) fn disk(&self) -> anyhow::Result<TempDir> {
         TempDir::with_prefix_in("walb-compare.", &self.disk)
             .with_context(|| format!("cannot use {}", self.disk.display()))
+    }
+
+    /// Something that could not be measured, and why.
+    pub(crate) fn skip(&mut self, what: &str) {
+        self.skipped.insert(what.to_owned());
     }
 
     /// A command line of our program.
@@ -157,7 +166,7 @@ impl Bench {
         for Side { name, at_least, run } in sides {
             match run {
                 Some(run) => runs.push((name, at_least, run, Vec::new())),
-                None => drop(self.skipped.insert(format!("{name}: not on this machine"))),
+                None => self.skip(&format!("{name}: not on this machine")),
             }
         }
         let warm_up = usize::from(!self.quick);

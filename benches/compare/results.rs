@@ -10,18 +10,22 @@ pub(crate) enum Unit {
     /// Millions of bytes in a second.
     #[serde(rename = "MB/s")]
     MegabytesPerSecond,
+    /// Reads and writes in a second.
+    #[serde(rename = "IO/s")]
+    OperationsPerSecond,
 }
 
 impl Unit {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::MegabytesPerSecond => "MB/s",
+            Self::OperationsPerSecond => "IO/s",
         }
     }
 
     pub(crate) const fn higher_is_better(self) -> bool {
         match self {
-            Self::MegabytesPerSecond => true,
+            Self::MegabytesPerSecond | Self::OperationsPerSecond => true,
         }
     }
 }

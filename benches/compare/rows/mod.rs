@@ -1,13 +1,24 @@
 //! The rows, one file each.
 
+mod devices;
 mod files;
 mod p1;
 mod p2;
 mod p3;
+mod p5;
+mod p6;
+mod p7;
 
 use crate::bench::Row;
 
 /// All rows, in the order of the table.
 pub(crate) fn all() -> Vec<Box<dyn Row>> {
-    vec![Box::new(p1::ToWdiff), Box::new(p2::Merge), Box::new(p3::Redo)]
+    vec![
+        Box::new(p1::ToWdiff),
+        Box::new(p2::Merge),
+        Box::new(p3::Redo),
+        Box::new(p5::Writes),
+        Box::new(p6::Flushes),
+        Box::new(p7::Reads),
+    ]
 }
