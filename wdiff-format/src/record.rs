@@ -222,7 +222,7 @@ impl DiffRecord {
     }
 
     /// The record with its data in the codec's compression. Data that is stored in it already is
-    /// taken as it is: its checksum was verified when it was read.
+    /// taken as it is, after a look that it can be decompressed.
     ///
     /// # Errors
     /// The stored data cannot be decompressed.
@@ -230,15 +230,16 @@ impl DiffRecord {
         let body = match &self.payload {
             Payload::AllZero => Body::AllZero,
             Payload::Discard => Body::Discard,
-            Payload::Data(_) => Body::Data(self.encode_data(codec)?),
+            Payload::Data(data) => Body::Data(self.encode_data(data, codec)?),
         };
         Ok(EncodedRecord { address: self.address, blocks: self.blocks, body })
     }
 
-    fn encode_data(&self, codec: &mut Codec) -> Result<Stored, WdiffError> {
+    fn encode_data(&self, data: &Data, codec: &mut Codec) -> Result<Stored, WdiffError> {
         if let Some(stored) = self.stored()
             && stored.kind == codec.compression().kind()
         {
+            data.image.raw(codec)?;
             return Ok(stored.clone());
         }
         let raw = self.raw(codec)?.unwrap_or_default();
