@@ -154,6 +154,9 @@ pub struct Record {
     /// along.
     #[serde(default)]
     pub leads: bool,
+    /// The largest gid of former histories: no later one that follows them gives it again.
+    #[serde(default)]
+    pub former_gid: u64,
     /// Logs were lost, and no backup has ended since.
     pub gap: Option<Gap>,
     /// `None` until the log is reset for the first time.
@@ -172,14 +175,34 @@ impl Record {
             state: Saved::SyncReady,
             held: false,
             leads: false,
+            former_gid: 0,
             gap: None,
             history: None,
             ledger: Ledger::default(),
         }
     }
 
+    /// The first gid of a history that follows the archive's, which ends with `latest`. Snapshots
+    /// may have been told that the archive never got: what was lost keeps its gids (I6).
+    #[must_use]
+    pub fn following_gid(&self, latest: u64) -> Option<Gid> {
+        let own = self.history.as_ref().map_or(0, |history| history.marks.newest().gid.0);
+        latest.max(own).max(self.former_gid).checked_add(1).map(Gid)
+    }
+
+    /// The log is not followed any more.
+    pub fn end_history(&mut self) {
+        let own = self.history.take().map_or(0, |history| history.marks.newest().gid.0);
+        self.former_gid = self.former_gid.max(own);
+    }
+
     /// The log was reset: a new history begins with `gid`.
     pub fn begin_history(&mut self, log_uuid: LogUuid, gid: Gid, backup: Option<Backup>) {
+        self.end_history();
+        if backup.as_ref().is_some_and(|backup| backup.kind == Kind::Full) {
+            // The archive begins anew, too.
+            self.former_gid = 0;
+        }
         self.ledger.note(log_uuid, gid, Lsid(0));
         let history = History::after_reset(log_uuid, gid, unix_seconds());
         self.history = Some(History { backup, ..history });
@@ -335,6 +358,27 @@ mod tests {
             .await;
         assert!(refused.is_err());
         assert!(book.read(|r| r.gap.is_some()), "a change that fails changes nothing");
+    }
+
+    #[test]
+    fn gids_that_were_told_are_not_given_again() {
+        let mut record = Record::new("/sock#v".parse().unwrap());
+        assert_eq!(record.following_gid(7), Some(Gid(8)));
+        record.begin_history(LogUuid::random(), Gid(8), None);
+        let marks = |record: &mut Record| {
+            let marks = &mut record.history.as_mut().unwrap().marks;
+            marks.take(Lsid(1), false, 5, Pb(10)).unwrap().gid
+        };
+        let told = marks(&mut record);
+        assert_eq!(record.following_gid(7), Some(Gid(told.0 + 1)), "the archive never got it");
+        record.begin_history(LogUuid::random(), Gid(0), None);
+        assert_eq!(record.following_gid(7), Some(Gid(told.0 + 1)), "after a reset");
+        record.end_history();
+        assert_eq!(record.following_gid(7), Some(Gid(told.0 + 1)), "after a standby");
+        let backup = Backup { kind: Kind::Full, size_lb: 1, started_s: 2, end_gid: None };
+        record.begin_history(LogUuid::random(), Gid(0), Some(backup));
+        assert_eq!(record.following_gid(0), Some(Gid(1)), "another history");
+        assert_eq!(record.following_gid(u64::MAX), None);
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl Volume {
         }
         let update = self.book.update(|r| {
             // From now on the log is thrown away: a backup on top of it cannot be resumed.
-            r.history = None;
+            r.end_history();
             // There is no history here that could have a gap; the next backup compares.
             r.gap = None;
             r.state = Saved::Standby;

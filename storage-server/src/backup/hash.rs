@@ -6,7 +6,8 @@
 //! device knows that. Failing leaves the archive as it was, and this side SyncReady with an empty
 //! log and a gap.
 //!
-//! Invariant: what is not compared is known to be equal. The device is asked after the log was
+//! Invariants: no gid that was told is given again, also where the archive never got it (I6). What
+//! is not compared is known to be equal. The device is asked after the log was
 //! reset, so whatever is written later is in the new log; who does not know has all compared.
 
 use std::ops::Range;
@@ -124,7 +125,7 @@ impl HashBackup {
         let PrepareHashSyncReply { session, latest, log_uuid } = prepared;
         let nonsense = || RoleError::wrong_peer("the archive does not say which snapshot it has");
         let latest = latest.ok_or_else(nonsense)?;
-        let first = Gid(latest.gid_end.checked_add(1).ok_or_else(nonsense)?);
+        let first = volume.book.read(|r| r.following_gid(latest.gid_end)).ok_or_else(nonsense)?;
         let log = convert::uuid(&log_uuid).map_err(|_| nonsense())?;
         self.announce_reset().await?;
         let backup = Backup { kind: Kind::Hash, size_lb, started_s, end_gid: None };
