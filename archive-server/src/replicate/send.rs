@@ -174,12 +174,9 @@ impl Replication {
             },
         };
         let sent = lease.clone();
-        let writing =
-            blocking::run(
-                move || {
-                    if as_it_is { output.pass_through(&sent) } else { output.merge(wdiffs) }
-                },
-            );
+        let writing = blocking::run_waiting(move || {
+            if as_it_is { output.pass_through(&sent) } else { output.merge(wdiffs) }
+        });
         let mut client = self.client.clone();
         let call = client.wdiff_transfer(ReceiverStream::new(receiver));
         let (written, answer) = tokio::join!(writing, call);
@@ -229,8 +226,8 @@ impl Output {
 
     fn end(&self, total_bytes: u64) -> Result<(), RoleError> {
         let end = WdiffStep::End(WdiffEnd { total_bytes });
-        let sent = self.messages.blocking_send(WdiffTransferRequest { step: Some(end) });
-        sent.map_err(|_| gone())
+        let sent = self.messages.send(WdiffTransferRequest { step: Some(end) });
+        blocking::wait(sent).map_err(|_| gone())
     }
 
     /// The wdiffs merged into one. Blocks.
