@@ -211,7 +211,7 @@ async fn one(
         reserve_bytes: archive.settings.reserve_bytes,
         bytes_per_s,
     };
-    blocking::run(move || work.merge(&group)).await
+    blocking::run_waiting(move || work.merge(&group)).await
 }
 
 /// What the thread of a merge holds.
