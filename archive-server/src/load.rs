@@ -103,26 +103,9 @@ fn load(
         RoleError::damaged(message).with_volume(name).with_next_step(step)
     };
     let mut record = file.load()?.ok_or_else(lost)?;
-    if let Some(Coming { file: name, log_uuid }) = record.coming.take() {
-        // Killed while a diff of another log was kept: its file says whether that was done. Written
-        // down before the file can go.
-        if dir.look_at(&name)?.is_some() {
-            record.log_uuid = log_uuid;
-        }
-        file.store(&record)?;
-    }
-    let state = State::from(record.state);
+    finish_changes(dir, images, &file, &mut record)?;
     remove_replaced(&**dir)?;
-    if let Some(size_lb) = record.growing_lb.take() {
-        // Killed while the image was made larger: that is finished, it harms nothing.
-        images.grow(Lb(size_lb))?;
-        record.size_lb = size_lb;
-        file.store(&record)?;
-    }
-    let copy = StateFile::<Record>::new(dir.clone(), COPY_FILE);
-    if !copy.load().is_ok_and(|kept| kept.as_ref() == Some(&record)) {
-        copy.store(&record)?;
-    }
+    let state = State::from(record.state);
     let at = record.base().map_err(|e| {
         let file = file.path().display().to_string();
         RoleError::damaged(format!("{file} makes no sense: {e}")).with_file(file)
@@ -159,6 +142,35 @@ fn load(
         }
     }
     Ok((state, catalogue))
+}
+
+/// Finishes the changes of the state that a killed process had begun, and brings its copy up to
+/// date.
+fn finish_changes(
+    dir: &Arc<dyn DurableDir>,
+    images: &dyn VolumeImages,
+    file: &StateFile<Record>,
+    record: &mut Record,
+) -> Result<(), RoleError> {
+    if let Some(Coming { file: name, log_uuid }) = record.coming.take() {
+        // Killed while a diff of another log was kept: its file says whether that was done. Written
+        // down before the file can go.
+        if dir.look_at(&name)?.is_some() {
+            record.log_uuid = log_uuid;
+        }
+        file.store(record)?;
+    }
+    if let Some(size_lb) = record.growing_lb.take() {
+        // Killed while the image was made larger: that is finished, it harms nothing.
+        images.grow(Lb(size_lb))?;
+        record.size_lb = size_lb;
+        file.store(record)?;
+    }
+    let copy = StateFile::<Record>::new(dir.clone(), COPY_FILE);
+    if !copy.load().is_ok_and(|kept| kept.as_ref() == Some(&*record)) {
+        copy.store(record)?;
+    }
+    Ok(())
 }
 
 /// Removes the damaged wdiffs that were put aside, and have a sound one in their place.
