@@ -105,6 +105,7 @@ fn volume_is_the_block_map(test: &str, seed: u64) {
     v.walbc(&format!("merge a0 VOL {} {}", gid(2), gid(4))).unwrap();
     v.walbc(&format!("apply a0 VOL {}", gid(2))).unwrap();
     change(&cluster, &mut map, &mut rng);
+    v.walbc("stop s0 VOL").unwrap();
     let healed = cluster.vol().gid("hash-backup s0 VOL").unwrap();
     v.walbc("replicate a0 VOL a1").unwrap();
     for archive in ["a0", "a1"] {
