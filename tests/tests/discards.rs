@@ -62,8 +62,8 @@ fn export_is(cluster: &Cluster, uri: &str, map: &[u8], what: &str) {
 }
 
 /// A snapshot of an archive, restored and mounted.
-fn snapshot_is(cluster: &Cluster, archive: &str, gid: u64, map: &[u8]) {
-    let what = format!("gid {gid} of {archive}");
+fn snapshot_is(cluster: &Cluster, archive: &str, gid: u64, map: &[u8], seed: u64) {
+    let what = format!("seed {seed}, gid {gid} of {archive}");
     let restored = cluster.restore(archive, "vol0", gid).unwrap();
     same(&restored, map, &format!("{what}, restored"));
     let mounted = cluster.vol().walbc(&format!("mount {archive} VOL {gid} --json")).unwrap();
@@ -77,7 +77,6 @@ fn volume_is_the_block_map(test: &str, seed: u64) {
     if !have_programs(test, &["qemu-io", "nbdcopy"]) {
         return;
     }
-    println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let layout = Layout {
         data_bytes: BYTES as u64,
@@ -94,9 +93,9 @@ fn volume_is_the_block_map(test: &str, seed: u64) {
         change(&cluster, &mut map, &mut rng);
         history.push((cluster.snapshot("vol0").unwrap(), map.clone()));
     }
-    export_is(&cluster, &cluster.nbd_uri("vol0"), &map, "the volume");
+    export_is(&cluster, &cluster.nbd_uri("vol0"), &map, &format!("seed {seed}, the volume"));
     for (gid, map) in &history {
-        snapshot_is(&cluster, "a0", *gid, map);
+        snapshot_is(&cluster, "a0", *gid, map, seed);
     }
     let gid = |index: usize| history[index].0;
     let v = cluster.vol();
@@ -109,12 +108,12 @@ fn volume_is_the_block_map(test: &str, seed: u64) {
     let healed = cluster.vol().gid("hash-backup s0 VOL").unwrap();
     v.walbc("replicate a0 VOL a1").unwrap();
     for archive in ["a0", "a1"] {
-        snapshot_is(&cluster, archive, gid(5), &history[5].1);
-        snapshot_is(&cluster, archive, healed, &map);
+        snapshot_is(&cluster, archive, gid(5), &history[5].1, seed);
+        snapshot_is(&cluster, archive, healed, &map, seed);
     }
-    snapshot_is(&cluster, "a0", gid(4), &history[4].1);
+    snapshot_is(&cluster, "a0", gid(4), &history[4].1, seed);
     v.walbc(&format!("apply a0 VOL {healed}")).unwrap();
-    snapshot_is(&cluster, "a0", healed, &map);
+    snapshot_is(&cluster, "a0", healed, &map, seed);
 }
 
 #[test]

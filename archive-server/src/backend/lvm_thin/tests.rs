@@ -4,32 +4,9 @@ use super::*;
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-const LVS: &str = r#"
-  {
-      "report": [
-          {
-              "lv": [
-                  {"lv_name":"pool", "lv_size":"67108864", "lv_tags":"", "lv_time":"1795207818", "lv_active":"active"},
-                  {"lv_name":"walb.db.base", "lv_size":"20971520", "lv_tags":"walb.archive=a0", "lv_time":"1795207820", "lv_active":"active"},
-                  {"lv_name":"walb.db.restoring-7", "lv_size":"20971520", "lv_tags":"walb.archive=a0,walb.size=40960", "lv_time":"1795207823", "lv_active":""}
-              ]
-          }
-      ]
-  }
-"#;
-const POOL: &str = r#"
-  {
-      "report": [
-          {
-              "lv": [
-                  {"lv_name":"pool", "lv_attr":"twi-aotzD-", "data_percent":"75.00", "metadata_percent":"12.01", "lv_size":"67108864", "chunk_size":"65536", "zero":"zero", "discards":"passdown"}
-              ]
-          }
-      ]
-  }
-"#;
-const NO_POOL: &str =
-    r#"{"report":[{"lv":[{"lv_name":"x", "lv_size":"4194304", "data_percent":""}]}]}"#;
+const LVS: &str = include_str!("recorded/lvs.json");
+const POOL: &str = include_str!("recorded/pool.json");
+const NO_POOL: &str = r#"{"report":[{"lv":[{"lv_name":"x", "lv_size":"1", "data_percent":""}]}]}"#;
 const FULL: &str = "  WARNING: Thin pool vg/pool is out of data space.\n  Cannot create new thin \
                     volume, free space in thin pool vg/pool reached threshold.\n";
 const IN_USE: &str = "File descriptor 9 (/dev/mapper/vg-walb.db.base) leaked on lvm invocation. \
