@@ -171,8 +171,11 @@ async fn keeps_its_promises(dir: &Path, backend: &BackendChoice, shares: bool) {
     let operation = client.restore_to(Point::Gid(1), &elsewhere).await.unwrap();
     assert_eq!(operation.status(), OperationStatus::Done, "{operation:?}");
     same(&std::fs::read(&elsewhere).unwrap(), at(1), "restored elsewhere");
-    let blocks = std::fs::metadata(&elsewhere).unwrap().blocks() * 512;
-    assert!(blocks < at(1).len() as u64 * 3 / 4, "the hole of the base image became data");
+    // A copy leaves out what is zero. (Of a reflink XFS counts what it allocates ahead, too.)
+    if *backend != BackendChoice::File {
+        let blocks = std::fs::metadata(&elsewhere).unwrap().blocks() * 512;
+        assert!(blocks < at(1).len() as u64 * 3 / 4, "the hole of the base image became data");
+    }
     let again = client.restore_to(Point::Gid(2), "").await.unwrap_err();
     assert_eq!(reason(&again), Reason::AlreadyExists);
 
