@@ -98,19 +98,12 @@ fn check_target(volume: &Volume, gid: Gid) -> Result<(), RoleError> {
     let list = next_round(volume, gid, 0)?;
     let base = volume.with(|c| c.base);
     let reached = walk(base.snapshot(), &list);
-    allow(volume, &list)?;
     if base.applying_to().is_some() || reached.is_ok_and(|end| end.begin() == gid) {
         return Ok(());
     }
     let message = format!("volume {}: no diff leads from {base} to gid {gid}", volume.name);
     let list = "`walbc restorable ARCHIVE VOLUME --all` lists what there is";
     Err(RoleError::unknown_snapshot(&volume.name, message).with_next_step(list))
-}
-
-/// Fails when a mount reads what these diffs would write over.
-fn allow(volume: &Volume, list: &[Diff]) -> Result<(), RoleError> {
-    let end = list.last().map_or(Gid(0), |d| d.end().begin());
-    volume.mounts.allow_apply(volume.name.as_str(), end)
 }
 
 /// Finishes an interrupted apply in the background, for as long as it takes. Does nothing when
@@ -151,9 +144,9 @@ pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
     });
 }
 
-/// Whether it is worth to try again without anybody doing anything here. Busy: a mount ends.
+/// Whether it is worth to try again without anybody doing anything here.
 fn passes_by_itself(error: &RoleError) -> bool {
-    matches!(error.reason(), Reason::NoSpace | Reason::Io | Reason::Busy)
+    matches!(error.reason(), Reason::NoSpace | Reason::Io)
 }
 
 async fn run(
@@ -187,6 +180,7 @@ async fn rounds(
         let round = next_round(volume, target.gid, archive.settings.max_open)?;
         if round.is_empty() {
             volume.clear_fault(APPLY);
+            archive.indexer.tend(volume);
             let gid = Some(volume.with(|c| c.base.snapshot().begin().0));
             return Ok(Outcome { gid, path: None });
         }
@@ -246,12 +240,13 @@ async fn apply_round(
     let open = move || image::open_wdiffs(owner.name.as_str(), &*owner.dir, &names);
     let wdiffs = blocking::run(open).await?;
     let device = volume.open_image(Image::Base, volume.size()).await?;
-    {
+    let device = {
         // Waits for restores that copy the image as it was; later ones see that it changes.
         let _gate = volume.image_gate.write().await;
-        allow(volume, &round)?;
         store_base(volume, &round, BaseState::begin_apply).await?;
-    }
+        let end = round.last().map_or(Gid(0), |d| d.end().begin());
+        volume.mounts.keeping(device, end)
+    };
     let advance = |bytes| handle.advance(bytes);
     image::write_merged(device, name, wdiffs, &job.token, pace, advance).await?;
     store_base(volume, &round, BaseState::end_apply).await?;

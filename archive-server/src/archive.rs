@@ -5,6 +5,7 @@
 //! or loses it, in one step); creating and removing volumes is done by one at a time.
 
 use crate::backend::{BackendChoice, Backends};
+use crate::index::{INDEX_DIR, Indexer, Reading, Wishes};
 use crate::jobs::Job;
 use crate::load;
 use crate::record::{Kept, Record, STATE_FILE};
@@ -61,8 +62,8 @@ pub struct Settings {
     pub silence: Duration,
     /// How merged diffs are compressed.
     pub merge_compression: Compression,
-    /// Records that the index of a mount may have; each takes 48 bytes.
-    pub mount_records_max: usize,
+    /// Wdiffs that the index takes in at a time.
+    pub index_batch: usize,
     /// Mounts may listen where others reach them, without TLS.
     pub insecure: bool,
     /// Pause between two runs of what a volume's policy asks for, and after a failure.
@@ -86,7 +87,7 @@ impl Default for Settings {
             silence: Duration::from_secs(60),
             merge_compression: Compression::with_level(CompressionKind::Zstd, 1)
                 .unwrap_or_default(),
-            mount_records_max: 8 << 20,
+            index_batch: 64,
             insecure: false,
             upkeep_pause: Duration::from_secs(60),
             thinning_max: 1,
@@ -113,6 +114,10 @@ pub(crate) struct Archive {
     pub(crate) writers: Arc<Semaphore>,
     /// Turns of wdiffs that are received.
     pub(crate) receivers: Semaphore,
+    /// What those who read snapshots share.
+    pub(crate) reading: Arc<Reading>,
+    /// Asks for the index of a volume to follow its diffs.
+    pub(crate) indexer: Wishes,
     pub(crate) backends: Backends,
     /// Turns of what is done without being asked.
     pub(crate) turns: Turns,
@@ -149,6 +154,8 @@ impl Archive {
         };
         let (base, backends, volumes) = blocking::run(load).await?;
         let turns = Turns::new(settings.thinning_max, settings.replications_max);
+        let reading = Arc::new(Reading::new(settings.max_open, settings.index_batch));
+        let indexer = Indexer { reading: reading.clone(), ending: ending.clone() }.start();
         let archive = Arc::new(Self {
             base,
             settings,
@@ -160,6 +167,8 @@ impl Archive {
             ending,
             writers: Arc::new(Semaphore::new(WRITERS_MAX)),
             receivers: Semaphore::new(RECEIVERS_MAX),
+            reading,
+            indexer,
             backends,
             turns,
             retention,
@@ -169,6 +178,12 @@ impl Archive {
         archive.backends.watch(archive.ending.clone());
         for volume in archive.volumes() {
             crate::apply::mend(&archive, &volume);
+            // Of an older version, or removed by somebody.
+            if volume.with(|c| c.diffs.len() >= archive.settings.index_batch)
+                && !volume.dir.has_dir(INDEX_DIR)
+            {
+                archive.indexer.tend(&volume);
+            }
         }
         upkeep::begin(&archive);
         scrub::start(&archive);

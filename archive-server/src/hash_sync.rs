@@ -75,7 +75,7 @@ pub(crate) async fn prepare(
     same_size(&volume, size)?;
     check_space(archive, &volume, 0)?;
     let (from, log_uuid) = volume.with(|c| (c.latest.0, c.record.log_uuid));
-    let view = View::open(&volume, from.begin()).await?;
+    let view = View::of_snapshot(archive, &volume, from.begin()).await?;
     tracing::debug!(volume = name, %from, "a hash backup is announced");
     let purpose = Purpose::Backup { hold, view, from, started_s: request.started_s };
     let prepared = Prepared { volume: volume.clone(), size, purpose };
@@ -200,12 +200,12 @@ async fn begin(
     let speed = start.scan_bytes_per_s;
     let (hold, cells, sink) = match purpose {
         Purpose::Backup { hold, view, from, started_s } => {
-            (hold, view.cells(spans, speed).await?, Sink::Backup { from, started_s })
+            (hold, view.cells(spans, speed), Sink::Backup { from, started_s })
         }
         Purpose::Replica { from } => {
             let hold = hold_replica(archive, &volume, from).await?;
-            let view = View::open(&volume, from.begin()).await?;
-            (hold, view.cells(spans, speed).await?, Sink::Comparison { from })
+            let view = View::of_snapshot(archive, &volume, from.begin()).await?;
+            (hold, view.cells(spans, speed), Sink::Comparison { from })
         }
         Purpose::Resync { hold } => {
             let archive_uuid = proto::convert::uuid(&start.archive_uuid)
@@ -290,6 +290,7 @@ where
     let gid = kept.commit(&volume, log_uuid, end).await?;
     hold.change.commit(State::Archived);
     drop(hold.job);
+    archive.indexer.came(&volume);
     let done = Told::Done(HashSyncDone { wdiff_bytes });
     // Should nobody wait for it: it counts all the same.
     let _ = replies.send(Ok(HashSyncReply { step: Some(done) })).await;

@@ -16,9 +16,9 @@
 //!  another archive --repair: what is damaged or missing--> *.wdiff; rebuild: a lost `state`
 //! ```
 //! Below the base directory each volume has a directory: `state` (one small file, changed as a
-//! whole) and its copy, `base.img`, `*.wdiff`, `restored/`, `checks` (what was read back, and
-//! when), and `full-sync` while a full backup can be resumed. Base image and restored ones are
-//! elsewhere under other backends than `file` (`backend`).
+//! whole) and its copy, `base.img`, `*.wdiff`, `restored/`, `index/` (derived from the wdiffs),
+//! `checks` (what was read back, and when), and `full-sync` while a full backup can be resumed.
+//! Base image and restored ones are elsewhere under other backends than `file` (`backend`).
 //!
 //! | invariant | where |
 //! |---|---|
@@ -42,6 +42,7 @@ mod hash_sink;
 mod hash_sync;
 mod history;
 mod image;
+mod index;
 mod jobs;
 mod leases;
 mod load;

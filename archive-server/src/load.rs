@@ -5,6 +5,7 @@
 //! one volume reaches another.
 
 use crate::backend::{Backends, Image, VolumeImages};
+use crate::index::INDEX_DIR;
 use crate::mount::SOCKET_SUFFIX;
 use crate::record::{
     COPY_FILE, Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE,
@@ -89,9 +90,12 @@ fn load(
     dir.remove_tmp_files()?;
     dir.remove_tmp_dirs()?;
     let mut mended = images.begin()?;
-    let mut sockets = dir.list()?;
-    sockets.retain(|n| n.ends_with(SOCKET_SUFFIX));
-    dir.remove_all(&sockets)?;
+    if dir.has_dir(INDEX_DIR) {
+        dir.open_dir(INDEX_DIR)?.remove_tmp_files()?;
+    }
+    let files = dir.list()?;
+    let is_socket = |name: &&String| name.ends_with(SOCKET_SUFFIX);
+    dir.remove_all(&files.iter().filter(is_socket).cloned().collect::<Vec<_>>())?;
     if let Err(error) = forget_elsewhere(dir) {
         // Waste in a place that is not ours: no reason not to serve.
         tracing::warn!(volume = %name, error = error.full_message(), "a half-made restore is left");
@@ -113,15 +117,15 @@ fn load(
     let mut catalogue = Catalogue::new(record, at);
     if catalogue.record.state == Kept::SyncReady {
         // Left by a reset that was interrupted; the image may be a full backup to be resumed.
-        let mut waste = dir.list()?;
-        waste.retain(|n| n.ends_with(name::SUFFIX));
-        dir.remove_all(&waste)?;
+        let is_wdiff = |name: &String| name.ends_with(name::SUFFIX);
+        dir.remove_all(&files.into_iter().filter(is_wdiff).collect::<Vec<_>>())?;
         images.remove_restored()?;
+        dir.remove_dir(INDEX_DIR)?;
         return Ok((state, catalogue));
     }
     dir.remove(PROGRESS_FILE)?;
     check_image(images, Lb(catalogue.record.size_lb))?;
-    let fault = read_diffs(&**dir, &mut catalogue.diffs)?;
+    let fault = read_diffs(&**dir, files, &mut catalogue.diffs)?;
     let waste = catalogue.diffs.superseded(at.snapshot());
     let names: Result<Vec<_>, _> = waste.iter().map(name::to_file_name).collect();
     dir.remove_all(&names.map_err(|e| RoleError::damaged(e.to_string()))?)?;
@@ -215,10 +219,11 @@ fn check_image(images: &dyn VolumeImages, size: Lb) -> Result<(), RoleError> {
 /// Reads the catalogue of diffs from the names of the files; the answer is what is wrong with them.
 pub(crate) fn read_diffs(
     dir: &dyn DurableDir,
+    files: Vec<String>,
     diffs: &mut DiffSet,
 ) -> Result<Option<String>, RoleError> {
     let mut fault = None;
-    for file in dir.list()? {
+    for file in files {
         if !file.ends_with(name::SUFFIX) {
             continue;
         }

@@ -189,6 +189,7 @@ async fn passes(
             }
         }
     }
+    archive.indexer.tend(volume);
     let Some(merged) = list.pop() else { return Ok(Outcome::default()) };
     let path = volume.dir.path().join(volume.diff_name(&merged)?).display().to_string();
     Ok(Outcome { gid: Some(merged.end().begin().0), path: Some(path) })

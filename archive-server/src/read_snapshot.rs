@@ -34,8 +34,8 @@ pub(crate) async fn read(
         .with(|c| c.diffs.restore_list(&c.base, gid))
         .map_err(|e| faults::snapshot(name.as_str(), &e))?;
     let size_bytes = volume.size().bytes();
-    let view = View::open(&volume, gid).await?;
-    let cells = view.cells(scan::whole(size_bytes), request.scan_bytes_per_s).await?;
+    let view = View::of_snapshot(archive, &volume, gid).await?;
+    let cells = view.cells(scan::whole(size_bytes), request.scan_bytes_per_s);
     let token = job.token.clone();
     let messages = joined(cells)
         .map_ok(move |bulk| message(bulk, size_bytes))

@@ -89,7 +89,7 @@ fn from_files(
         refused(volume, "its base image is missing", step)
     })?;
     let mut diffs = DiffSet::new();
-    load::read_diffs(&*volume.dir, &mut diffs)?;
+    load::read_diffs(&*volume.dir, volume.dir.list()?, &mut diffs)?;
     let base = base_gid(volume, &diffs, request)?;
     let mut record = Record::new();
     record.state = Kept::Archived;

@@ -226,6 +226,7 @@ where
     let kept = keeper.await.map_err(|e| RoleError::new(Reason::Io, e.to_string()))?;
     match (fed, kept) {
         (Ok(()), Ok(())) => {
+            archive.indexer.came(volume);
             let latest = Some(volume.latest_message());
             Ok(refusal(WdiffResult::Stored, String::new(), latest))
         }

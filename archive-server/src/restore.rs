@@ -27,13 +27,15 @@ use tokio::sync::OwnedRwLockReadGuard;
 use wdiff_format::gid::{BaseState, Diff, Gid};
 use wlog_format::units::Lb;
 
+/// Names of wdiffs that a plan tells: more do not fit a message.
+const NAMES_MAX: usize = 1000;
+
 /// What a restore will do.
 struct Plan {
     gid: Gid,
     timestamp: u64,
     base: BaseState,
-    diffs: Vec<Diff>,
-    /// Names of their files, which stay for as long as the plan does.
+    /// The diffs, whose files stay for as long as the plan does.
     lease: Lease,
     target: Target,
 }
@@ -182,7 +184,6 @@ pub(crate) struct Selected {
     pub(crate) gid: Gid,
     pub(crate) timestamp: u64,
     base: BaseState,
-    pub(crate) diffs: Vec<Diff>,
     pub(crate) lease: Lease,
 }
 
@@ -211,11 +212,10 @@ pub(crate) fn select(
             restore_request::Point::AtS(time) => at(c, name, time)?,
         };
         let list = c.diffs.restore_list(&c.base, gid).map_err(|e| faults::snapshot(name, &e))?;
-        // Under the lock: no apply can take them out of the catalogue and delete them in between.
-        let names = list.iter().map(|d| volume.diff_name(d)).collect::<Result<Vec<_>, _>>()?;
         let timestamp = list.last().map_or(c.base.timestamp, |d| d.timestamp);
-        let lease = volume.leases.take(names);
-        Ok(Selected { gid, timestamp, base: c.base, diffs: list, lease })
+        // Under the lock: no apply can take them out of the catalogue and delete them in between.
+        let lease = volume.leases.take(list);
+        Ok(Selected { gid, timestamp, base: c.base, lease })
     })
 }
 
@@ -224,13 +224,13 @@ fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
         let message = "restore what: a gid or a time is needed";
         RoleError::bad_request(message).with_volume(&volume.name)
     })?;
-    let Selected { gid, timestamp, base, diffs, lease } = select(volume, point)?;
+    let Selected { gid, timestamp, base, lease } = select(volume, point)?;
     let target = if request.to_path.is_empty() {
         Target::Own(gid)
     } else {
         elsewhere(PathBuf::from(&request.to_path))?
     };
-    Ok(Plan { gid, timestamp, base, diffs, lease, target })
+    Ok(Plan { gid, timestamp, base, lease, target })
 }
 
 fn no_target(path: &Path, why: &str) -> RoleError {
@@ -285,8 +285,9 @@ fn describe(volume: &Volume, plan: &Plan) -> RestorePlan {
     RestorePlan {
         gid: plan.gid.0,
         timestamp_s: plan.timestamp,
-        wdiffs: plan.lease.names().to_vec(),
-        wdiff_bytes: plan.diffs.iter().map(|d| d.size).sum(),
+        wdiffs: plan.lease.open(0..plan.lease.len().min(NAMES_MAX), <[String]>::to_vec),
+        wdiff_count: plan.lease.len() as u64,
+        wdiff_bytes: plan.lease.diffs().iter().map(|d| d.size).sum(),
         image_bytes: volume.size().bytes(),
         path: plan.target.path(volume).display().to_string(),
         method: method.as_str().to_owned(),
@@ -368,13 +369,12 @@ async fn make(
 /// The diffs in portions that can be open together; the first one has all that an unfinished apply
 /// needs.
 fn rounds(plan: &Plan, max_open: usize) -> Vec<&[Diff]> {
-    let mut first = max_open.max(1).min(plan.diffs.len());
-    while first < plan.diffs.len()
-        && !plan.diffs.get(..first).is_some_and(|list| plan.base.can_apply(list))
-    {
+    let diffs = plan.lease.diffs();
+    let mut first = max_open.max(1).min(diffs.len());
+    while first < diffs.len() && !diffs.get(..first).is_some_and(|list| plan.base.can_apply(list)) {
         first += 1;
     }
-    let (first, rest) = plan.diffs.split_at(first);
+    let (first, rest) = diffs.split_at(first);
     std::iter::once(first).filter(|r| !r.is_empty()).chain(rest.chunks(max_open.max(1))).collect()
 }
 

@@ -330,7 +330,9 @@ impl ArchiveRpc for Service {
 
     async fn gc(&self, request: Request<VolumeRef>) -> Answer<GcReply> {
         let volume = self.0.volume(&request.get_ref().volume)?;
-        let removed = blocking::run(move || history::gc(&volume)).await?;
+        let here = volume.clone();
+        let removed = blocking::run(move || history::gc(&here)).await?;
+        self.0.indexer.tend(&volume);
         Ok(Response::new(GcReply { removed }))
     }
 

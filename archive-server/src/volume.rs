@@ -6,6 +6,7 @@
 //! writing.
 
 use crate::backend::{Image, VolumeImages};
+use crate::index::{INDEX_DIR, Index};
 use crate::jobs::Jobs;
 use crate::leases::Leases;
 use crate::load::{self, GAP};
@@ -72,6 +73,7 @@ pub(crate) struct Volume {
     pub(crate) leases: Leases,
     pub(crate) mounts: Mounts,
     pub(crate) upkeep: Upkeep,
+    pub(crate) index: Index,
     pub(crate) image_gate: Arc<RwLock<()>>,
     pub(crate) progress: StateFile<Progress>,
     pub(crate) elsewhere: StateFile<Elsewhere>,
@@ -101,6 +103,7 @@ impl Volume {
             leases: Leases::new(dir.clone()),
             mounts: Mounts::default(),
             upkeep: Upkeep::load(dir.clone()),
+            index: Index::new(dir.clone()),
             image_gate: Arc::default(),
             progress: StateFile::new(dir.clone(), PROGRESS_FILE),
             elsewhere: StateFile::new(dir.clone(), ELSEWHERE_FILE),
@@ -437,6 +440,7 @@ impl Volume {
         let mut doomed = self.dir.list()?;
         doomed.retain(|n| n.ends_with(wdiff_format::name::SUFFIX) || n == PROGRESS_FILE);
         self.dir.remove_all(&doomed)?;
+        self.dir.remove_dir(INDEX_DIR)?;
         self.images.clear()
     }
 }

@@ -10,20 +10,31 @@
 use crate::gid::{BaseState, Diff, Gid, GidError, Snapshot};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::Bound;
 
-/// Order of the maps: where a diff starts, then where it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
+/// Order of diffs: where a diff starts, then where it ends. The diffs of a walk ascend in it, and
+/// equal diffs have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Order {
     begin: Gid,
     end: Gid,
     begin_dirty: Gid,
     end_dirty: Gid,
 }
 
-impl Key {
-    fn of(diff: &Diff) -> Self {
+impl Order {
+    /// That of a diff.
+    #[must_use]
+    pub fn of(diff: &Diff) -> Self {
         let (b, e) = (diff.begin(), diff.end());
         Self { begin: b.begin(), end: e.begin(), begin_dirty: b.end(), end_dirty: e.end() }
+    }
+
+    /// Gids of the diff: begin and end of the snapshot that it is from, then of the one that it
+    /// leads to.
+    #[must_use]
+    pub const fn gids(&self) -> [Gid; 4] {
+        [self.begin, self.begin_dirty, self.end, self.end_dirty]
     }
 
     /// Before every key that starts at `gid`.
@@ -75,9 +86,9 @@ pub struct RestorePoint {
 /// The diffs of one volume.
 #[derive(Clone, Debug, Default)]
 pub struct DiffSet {
-    all: BTreeMap<Key, Diff>,
-    reach: BTreeMap<Key, Diff>,
-    comparisons: BTreeMap<Key, Diff>,
+    all: BTreeMap<Order, Diff>,
+    reach: BTreeMap<Order, Diff>,
+    comparisons: BTreeMap<Order, Diff>,
     bytes: u64,
 }
 
@@ -111,21 +122,27 @@ impl DiffSet {
         self.all.values()
     }
 
+    /// All diffs behind `last` in their order; all for `None`.
+    pub fn after(&self, last: Option<Order>) -> impl Iterator<Item = &Diff> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.all.range((from, Bound::Unbounded)).map(|(_, d)| d)
+    }
+
     /// The diffs with `from <= start < to`.
     pub fn range(&self, from: Gid, to: Gid) -> impl Iterator<Item = &Diff> {
         let to = to.max(from);
-        self.all.range(Key::first_at(from)..Key::first_at(to)).map(|(_, d)| d)
+        self.all.range(Order::first_at(from)..Order::first_at(to)).map(|(_, d)| d)
     }
 
     /// The stored diff that is equal to `diff`, with its own flags and time.
     #[must_use]
     pub fn get(&self, diff: &Diff) -> Option<&Diff> {
-        self.all.get(&Key::of(diff))
+        self.all.get(&Order::of(diff))
     }
 
     /// Adds a diff; fails when an equal one is there.
     pub fn insert(&mut self, diff: Diff) -> Result<(), DiffSetError> {
-        let key = Key::of(&diff);
+        let key = Order::of(&diff);
         match self.all.entry(key) {
             Entry::Occupied(_) => return Err(DiffSetError::Exists(diff)),
             Entry::Vacant(slot) => slot.insert(diff),
@@ -141,13 +158,13 @@ impl DiffSet {
 
     /// Takes a diff out; the one that was stored.
     pub fn remove(&mut self, diff: &Diff) -> Option<Diff> {
-        let key = Key::of(diff);
+        let key = Order::of(diff);
         let removed = self.all.remove(&key)?;
         self.bytes = self.bytes.saturating_sub(removed.size);
         self.comparisons.remove(&key);
         if self.reach.remove(&key).is_some() {
             // What it hid starts before it ends.
-            let hidden = self.all.range(Key::first_at(key.begin)..Key::first_at(key.end));
+            let hidden = self.all.range(Order::first_at(key.begin)..Order::first_at(key.end));
             let hidden: Vec<_> =
                 hidden.filter(|(_, d)| !d.comparison).map(|(k, d)| (*k, *d)).collect();
             for (key, diff) in hidden {
@@ -157,19 +174,20 @@ impl DiffSet {
         Some(removed)
     }
 
-    fn extend_reach(&mut self, key: Key, diff: Diff) {
+    fn extend_reach(&mut self, key: Order, diff: Diff) {
         let before = self.reach.range(..key).next_back();
-        let same_start = self.reach.range(key..=Key::last_at(key.begin)).next_back();
+        let same_start = self.reach.range(key..=Order::last_at(key.begin)).next_back();
         if same_start.or(before).is_some_and(|(k, _)| k.end > key.end) {
             return;
         }
         let hidden = self.reach.range(key..).take_while(|(k, _)| k.end < key.end);
-        let hidden: Vec<Key> = hidden.map(|(k, _)| *k).collect();
+        let hidden: Vec<Order> = hidden.map(|(k, _)| *k).collect();
         for k in hidden {
             self.reach.remove(&k);
         }
-        let shorter = self.reach.range(Key::first_at(key.begin)..key);
-        let shorter: Vec<Key> = shorter.filter(|(k, _)| k.end < key.end).map(|(k, _)| *k).collect();
+        let shorter = self.reach.range(Order::first_at(key.begin)..key);
+        let shorter: Vec<Order> =
+            shorter.filter(|(k, _)| k.end < key.end).map(|(k, _)| *k).collect();
         for k in shorter {
             self.reach.remove(&k);
         }
@@ -181,18 +199,32 @@ impl DiffSet {
     #[must_use]
     pub fn pick(&self, at: Snapshot) -> Option<Diff> {
         let gid = at.begin();
-        let normal = self.reach.range(..=Key::last_at(gid)).next_back();
+        self.further(self.reach.range(..=Order::last_at(gid)).next_back(), gid)
+    }
+
+    /// The diff to take at `gid`, where `normal` is the last one of `reach` that starts there or
+    /// before.
+    fn further(&self, normal: Option<(&Order, &Diff)>, gid: Gid) -> Option<Diff> {
         let normal = normal.filter(|(k, _)| k.end > gid);
-        let compared = self.comparisons.range(Key::first_at(gid)..=Key::last_at(gid)).next_back();
-        let rank = |(k, _): &(&Key, &Diff)| (k.end, k.begin);
+        let compared =
+            self.comparisons.range(Order::first_at(gid)..=Order::last_at(gid)).next_back();
+        let rank = |(k, _): &(&Order, &Diff)| (k.end, k.begin);
         normal.into_iter().chain(compared).max_by_key(rank).map(|(_, d)| *d)
     }
 
-    /// The greedy walk from `from`: each diff with the snapshot after it.
+    /// The greedy walk from `from`: each diff with the snapshot after it. Whole walks take O(n).
     pub fn chain(&self, from: Snapshot) -> impl Iterator<Item = (Diff, Snapshot)> {
         let mut at = from;
+        // As `pick`, which looks from the start each time; the gids of a walk only grow.
+        let start = Order::last_at(from.begin());
+        let mut normal = self.reach.range(..=start).next_back();
+        let mut ahead = self.reach.range((Bound::Excluded(start), Bound::Unbounded)).peekable();
         std::iter::from_fn(move || {
-            let diff = self.pick(at)?;
+            let gid = at.begin();
+            while let Some(next) = ahead.next_if(|(k, _)| k.begin <= gid) {
+                normal = Some(next);
+            }
+            let diff = self.further(normal, gid)?;
             at = at.apply(&diff).ok()?;
             Some((diff, at))
         })
@@ -255,12 +287,12 @@ impl DiffSet {
     /// The longest run of diffs from the first start at or after `gid` that merge into one (§2.8).
     #[must_use]
     pub fn mergeable_from(&self, gid: Gid) -> Vec<Diff> {
-        let first = self.all.range(Key::first_at(gid)..).next().map(|(k, _)| k.begin);
-        let first = first.and_then(|b| self.all.range(..=Key::last_at(b)).next_back());
+        let first = self.all.range(Order::first_at(gid)..).next().map(|(k, _)| k.begin);
+        let first = first.and_then(|b| self.all.range(..=Order::last_at(b)).next_back());
         let Some((_, &first)) = first else { return Vec::new() };
         let mut run = vec![first];
         let mut merged = first;
-        let mut next = self.all.range(Key::first_at(first.begin().begin())..).peekable();
+        let mut next = self.all.range(Order::first_at(first.begin().begin())..).peekable();
         let mut best: Option<Diff> = None;
         loop {
             // `merged` only grows, so each diff is looked at once.
@@ -320,12 +352,12 @@ impl DiffSet {
         self.states(base).find(|(at, _, _)| at.is_clean()).map(|(at, time, _)| (at, time))
     }
 
-    /// Every state of the image from the end of an unfinished apply on: snapshot, time, bytes of
-    /// the diff before it.
-    fn states(&self, base: &BaseState) -> impl Iterator<Item = (Snapshot, u64, u64)> {
+    /// Every state of the image from the end of an unfinished apply on: snapshot, time, and the
+    /// diff before it.
+    fn states(&self, base: &BaseState) -> impl Iterator<Item = (Snapshot, u64, Option<Diff>)> {
         let needed = self.minimum(base).len();
-        let start = (base.snapshot(), base.timestamp, 0);
-        let steps = self.chain(base.snapshot()).map(|(d, at)| (at, d.timestamp, d.size));
+        let start = (base.snapshot(), base.timestamp, None);
+        let steps = self.chain(base.snapshot()).map(|(d, at)| (at, d.timestamp, Some(d)));
         let unfinished = base.applying_to();
         let all = std::iter::once(start).chain(steps).skip(needed);
         all.skip_while(move |(at, _, _)| unfinished.is_some_and(|to| at.begin() < to.begin()))
@@ -338,9 +370,9 @@ impl DiffSet {
         let mut points = Vec::new();
         let mut states = self.states(base).peekable();
         let (mut first, mut change_bytes) = (true, 0_u64);
-        while let Some((at, timestamp, size)) = states.next() {
-            change_bytes = change_bytes.saturating_add(size);
-            let next = states.peek().and_then(|_| self.pick(at));
+        while let Some((at, timestamp, diff)) = states.next() {
+            change_bytes = change_bytes.saturating_add(diff.map_or(0, |d| d.size));
+            let next = states.peek().and_then(|(_, _, diff)| *diff);
             let explicit = next.is_none_or(|d| !d.mergeable);
             if at.is_clean() && (all || explicit || first) {
                 points.push(RestorePoint { gid: at.begin(), timestamp, explicit, change_bytes });
@@ -360,7 +392,7 @@ impl DiffSet {
     /// The diffs that change when snapshot `gid` is kept (`keep`) or given up, as (old, new): their
     /// files are to be renamed, then [`Self::replace`] tells the set (§2.12).
     pub fn keep_changes(&self, gid: Gid, keep: bool) -> Result<Vec<(Diff, Diff)>, DiffSetError> {
-        let mut starts = self.all.range(Key::first_at(gid)..=Key::last_at(gid)).peekable();
+        let mut starts = self.all.range(Order::first_at(gid)..=Order::last_at(gid)).peekable();
         starts.peek().ok_or(DiffSetError::NoStart(gid))?;
         let changed = starts.map(|(_, d)| *d).filter(|d| d.mergeable == keep);
         Ok(changed.map(|d| (d, d.with_mergeable(!keep))).collect())
@@ -377,17 +409,23 @@ impl DiffSet {
     /// behind a gap (§2.13).
     #[must_use]
     pub fn garbage(&self, from: Snapshot) -> Vec<Diff> {
-        let mut rest = self.all.clone();
-        for (diff, _) in self.chain(from) {
-            rest.remove(&Key::of(&diff));
-        }
-        rest.into_values().collect()
+        let mut walk = self.chain(from).map(|(diff, _)| Order::of(&diff)).peekable();
+        let mut unused = |key: &Order| {
+            // Both ascend.
+            while walk.next_if(|used| used < key).is_some() {}
+            walk.next_if_eq(key).is_none()
+        };
+        self.all.iter().filter(|(key, _)| unused(key)).map(|(_, diff)| *diff).collect()
     }
 
     /// The part of [`Self::garbage`] whose content is surely elsewhere: what `from` has already,
     /// and what a diff of the walk contains. Diffs behind a gap are not among them.
     #[must_use]
     pub fn superseded(&self, from: Snapshot) -> Vec<Diff> {
+        let garbage = self.garbage(from);
+        if garbage.is_empty() {
+            return garbage;
+        }
         let reached = self.chain(from).last().map_or(from, |(_, at)| at).begin();
         let chain: BTreeMap<Gid, Diff> =
             self.chain(from).map(|(d, _)| (d.begin().begin(), d)).collect();
@@ -396,8 +434,7 @@ impl DiffSet {
             let by = chain.range(..=start).next_back();
             d.end().begin() <= from.begin() || by.is_some_and(|(_, c)| c.contains(d))
         };
-        let garbage = self.garbage(from).into_iter();
-        garbage.filter(|d| d.end().begin() <= reached && contained(d)).collect()
+        garbage.into_iter().filter(|d| d.end().begin() <= reached && contained(d)).collect()
     }
 
     /// The diffs inside a merged diff from `a` to `b`, but for the merged one itself (§2.13).

@@ -20,6 +20,7 @@ use crate::header::{FileHeader, FileType};
 use crate::io_at::ReadAt;
 use crate::layout::{FILE_HEADER_BYTES, is_sound};
 use crate::layout::{INDEX_RECORD_BYTES, INDEX_SUPER_BYTES, RawIndexRecord, RawIndexSuper};
+use crate::locate::{Location, StoredImage};
 use crate::record::{DiffRecord, Entry, Image, Payload, PieceEntry, RecordKind};
 use crate::sorted_reader::{check_range, check_size, short};
 
@@ -155,6 +156,21 @@ impl<R: ReadAt> IndexedReader<R> {
     }
 
     fn next_record(&mut self) -> Result<Option<DiffRecord>, WdiffError> {
+        let Some(record) = self.next_entry()? else { return Ok(None) };
+        let payload = match record.kind {
+            RecordKind::AllZero => Payload::AllZero,
+            RecordKind::Discard => Payload::Discard,
+            RecordKind::Normal => return self.read_piece(record).map(Some),
+        };
+        Ok(Some(DiffRecord { address: record.address, blocks: record.blocks, payload }))
+    }
+
+    /// Where the data of the next record lies; none of it is read.
+    pub(crate) fn next_location(&mut self) -> Result<Option<Location>, WdiffError> {
+        Ok(self.next_entry()?.map(|entry| entry.location()))
+    }
+
+    fn next_entry(&mut self) -> Result<Option<IndexEntry>, WdiffError> {
         if self.next == u64::from(self.index.n_records) {
             return Ok(None);
         }
@@ -172,12 +188,7 @@ impl<R: ReadAt> IndexedReader<R> {
         self.next += 1;
         self.last = Some(record.entry(raw.rec_checksum.get()));
         self.end = Lb(record.address.0 + u64::from(record.blocks));
-        let payload = match record.kind {
-            RecordKind::AllZero => Payload::AllZero,
-            RecordKind::Discard => Payload::Discard,
-            RecordKind::Normal => return self.read_piece(record).map(Some),
-        };
-        Ok(Some(DiffRecord { address: record.address, blocks: record.blocks, payload }))
+        Ok(Some(record))
     }
 
     fn read_window(&mut self) -> Result<(), WdiffError> {
@@ -260,6 +271,22 @@ struct IndexEntry {
 }
 
 impl IndexEntry {
+    const fn location(&self) -> Location {
+        Location {
+            address: self.address,
+            blocks: self.blocks,
+            kind: self.kind,
+            image: StoredImage {
+                offset: self.image.offset,
+                size: self.image.size,
+                checksum: self.image.checksum,
+                blocks: self.image.blocks,
+                compression: self.image.compression,
+            },
+            skip: self.io_offset,
+        }
+    }
+
     const fn entry(&self, rec_checksum: u32) -> Entry {
         Entry {
             compression: self.image.compression,

@@ -6,7 +6,7 @@
 //!                                                  +--merge--> one stream -+-> sorted file
 //!  sorted files, indexed files --------------------+                       +-> redo onto an image
 //!                                                                          +-> virtual image
-//!  sorted files --locate--> layers: which record of which file holds each block
+//!  files --locate--> index runs: which record of which file holds a block at a snapshot
 //! ```
 //!
 //! Invariants: the records of a diff ascend and are disjoint, newer data wins; nothing that was
@@ -23,10 +23,10 @@ pub mod error;
 pub mod full;
 pub mod gid;
 pub mod header;
+pub mod index_run;
 pub mod indexed_reader;
 pub mod indexed_writer;
 pub mod io_at;
-pub mod layers;
 mod layout;
 pub mod locate;
 pub mod merge;

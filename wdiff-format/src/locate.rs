@@ -1,7 +1,8 @@
-//! Where the records of a sorted wdiff lie, and reading one of them alone (`formats.md` §6.3).
+//! Where the records of a wdiff lie, and reading one of them alone (`formats.md` §6.3, §6.4).
 //!
-//! Only the pack headers are read to find them. Invariant: what [`Location::read`] hands out was
-//! checked as a reader of the whole file would.
+//! Only the pack headers, or the index of an indexed file, are read to find them, a portion at a
+//! time. Invariant: what [`StoredImage::read`] hands out was checked as a reader of the whole file
+//! would.
 
 use std::sync::Arc;
 
@@ -12,48 +13,119 @@ use wlog_format::units::{Lb, Salt, to_usize};
 use crate::codec::Codec;
 use crate::compression::CompressionKind;
 use crate::error::{Place, Problem, WdiffError};
+use crate::header::{FileHeader, FileType};
+use crate::indexed_reader::IndexedReader;
 use crate::io_at::{ReadAt, Sequential};
 use crate::record::RecordKind;
 use crate::sorted_reader::{SortedReader, short};
+
+/// Data as it is stored in a file. Its fields are sound; of a record without data none counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredImage {
+    /// Byte offset in the file.
+    pub offset: u64,
+    /// Bytes as they are stored.
+    pub size: u32,
+    /// Checksum of them.
+    pub checksum: u32,
+    /// Logical blocks when uncompressed.
+    pub blocks: u32,
+    /// How they are stored.
+    pub compression: CompressionKind,
+}
 
 /// A record, and where its data lies in the file. Its fields are sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Location {
     /// First logical block.
     pub address: Lb,
-    /// Byte offset of the data.
-    pub offset: u64,
     /// Logical blocks, at least 1.
     pub blocks: u32,
-    /// Bytes of the data as it is stored.
-    pub size: u32,
-    /// Checksum of the stored data.
-    pub checksum: u32,
     /// What the blocks hold.
     pub kind: RecordKind,
-    /// How the data is stored.
-    pub compression: CompressionKind,
-}
-
-/// The records of a sorted wdiff. `file` is the name that errors use.
-///
-/// # Errors
-/// It cannot be read, or is no whole sorted wdiff.
-pub fn locate(input: impl ReadAt, file: impl Into<Arc<str>>) -> Result<Vec<Location>, WdiffError> {
-    let file = file.into();
-    let place = Place { file: file.clone(), offset: 0 };
-    let input = Sequential::new(input).map_err(|e| place.fails(Problem::Io(e)))?;
-    let mut reader = SortedReader::new(input, file)?;
-    let mut found = Vec::new();
-    while let Some(pack) = reader.locate_pack()? {
-        found.extend(pack);
-    }
-    Ok(found)
+    /// The data that the record is a part of.
+    pub image: StoredImage,
+    /// Where in it the record begins, in logical blocks.
+    pub skip: u32,
 }
 
 impl Location {
-    /// The data, uncompressed; of a record without data nothing is read. `file` is the name that
-    /// errors use.
+    /// The block after the last one.
+    #[must_use]
+    pub const fn end(&self) -> Lb {
+        Lb(self.address.0 + self.blocks as u64)
+    }
+}
+
+/// The records of a wdiff, ascending; an iterator that ends after the first error.
+#[derive(Debug)]
+pub struct Locations<R> {
+    reader: Kind<R>,
+    /// Records of a pack that were not handed out yet.
+    pack: std::vec::IntoIter<Location>,
+    finished: bool,
+}
+
+#[derive(Debug)]
+enum Kind<R> {
+    Sorted(SortedReader<Sequential<R>>),
+    Indexed(Box<IndexedReader<R>>),
+}
+
+/// The records of a wdiff of either kind. `file` is the name that errors use.
+///
+/// # Errors
+/// It cannot be read, or is no wdiff.
+pub fn locate<R: ReadAt>(input: R, file: impl Into<Arc<str>>) -> Result<Locations<R>, WdiffError> {
+    let file = file.into();
+    let place = Place { file: file.clone(), offset: 0 };
+    let mut bytes = [0; FileHeader::BYTES];
+    let cut = |e| short(&place, e, "the file header is cut");
+    input.read_exact_at(&mut bytes, 0).map_err(cut)?;
+    let header = FileHeader::decode(&bytes).map_err(|e| place.clone().damaged(e.to_string()))?;
+    let reader = match header.file_type {
+        FileType::Sorted => {
+            let input = Sequential::new(input).map_err(|e| place.fails(Problem::Io(e)))?;
+            Kind::Sorted(SortedReader::new(input, file)?)
+        }
+        FileType::Indexed => Kind::Indexed(Box::new(IndexedReader::new(input, file)?)),
+    };
+    Ok(Locations { reader, pack: Vec::new().into_iter(), finished: false })
+}
+
+impl<R: ReadAt> Locations<R> {
+    fn step(&mut self) -> Result<Option<Location>, WdiffError> {
+        let reader = match &mut self.reader {
+            Kind::Indexed(reader) => return reader.next_location(),
+            Kind::Sorted(reader) => reader,
+        };
+        loop {
+            if let Some(next) = self.pack.next() {
+                return Ok(Some(next));
+            }
+            match reader.locate_pack()? {
+                Some(pack) => self.pack = pack.into_iter(),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+impl<R: ReadAt> Iterator for Locations<R> {
+    type Item = Result<Location, WdiffError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.finished {
+            return None;
+        }
+        let next = self.step().transpose();
+        self.finished = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+impl StoredImage {
+    /// The data, checked and uncompressed. `file` is the name that errors use.
     ///
     /// # Errors
     /// It cannot be read, or is not what it was.
@@ -63,9 +135,6 @@ impl Location {
         file: &Arc<str>,
         codec: &mut Codec,
     ) -> Result<Bytes, WdiffError> {
-        if self.kind != RecordKind::Normal {
-            return Ok(Bytes::new());
-        }
         let place = Place { file: file.clone(), offset: self.offset };
         let mut stored = vec![0; to_usize(self.size.into())];
         let cut = |e| short(&place, e, "the file ends inside the data of a record");
@@ -85,9 +154,15 @@ impl Location {
 mod tests {
     use super::*;
     use crate::compression::Compression;
+    use crate::indexed_writer::IndexedWriter;
     use crate::record::{DiffRecord, Payload};
     use crate::sorted_writer::SortedWriter;
+    use crate::split::MaxIo;
     use wlog_format::units::LogUuid;
+
+    fn all(bytes: Bytes) -> Result<Vec<Location>, WdiffError> {
+        locate(bytes, "f")?.collect()
+    }
 
     /// A file of three packs: 127 records fill one.
     fn file() -> (Bytes, Vec<DiffRecord>) {
@@ -112,14 +187,40 @@ mod tests {
     #[test]
     fn every_record_is_found_and_read_alone() {
         let (bytes, records) = file();
-        let found = locate(bytes.clone(), "f").unwrap();
+        let found = all(bytes.clone()).unwrap();
         assert_eq!(found.len(), records.len());
         let mut codec = Codec::new(Compression::NONE);
         for (location, record) in found.iter().zip(&records).rev() {
             assert_eq!((location.address, location.blocks), (record.address, record.blocks));
             assert_eq!(location.kind, record.kind());
-            let data = location.read(&bytes, &"f".into(), &mut codec).unwrap();
-            assert_eq!(data, record.raw(&mut codec).unwrap().unwrap_or_default());
+            let Some(raw) = record.raw(&mut codec).unwrap() else { continue };
+            assert_eq!(location.image.read(&bytes, &"f".into(), &mut codec).unwrap(), raw);
+        }
+    }
+
+    #[test]
+    fn the_pieces_of_an_indexed_file_are_found_with_the_images_that_they_are_of() {
+        let (_, records) = file();
+        let mut codec = Codec::new(Compression::SNAPPY);
+        let mut writer = IndexedWriter::new(Vec::new(), LogUuid::ZERO, MaxIo::NONE).unwrap();
+        // Written over each other, so that only parts of the older ones count.
+        for record in records.iter().take(50) {
+            let mut moved = record.clone();
+            moved.address = Lb(record.address.0 / 8);
+            writer.add(&moved.encode(&mut codec).unwrap()).unwrap();
+        }
+        let bytes = Bytes::from(writer.finish().unwrap());
+        let read: Vec<_> = IndexedReader::new(bytes.clone(), "f").unwrap().collect();
+        let found = all(bytes.clone()).unwrap();
+        assert_eq!(found.len(), read.len());
+        assert!(found.iter().any(|l| l.skip > 0));
+        for (location, record) in found.iter().zip(read) {
+            let record = record.unwrap();
+            assert_eq!((location.address, location.blocks), (record.address, record.blocks));
+            let Some(raw) = record.raw(&mut codec).unwrap() else { continue };
+            let image = location.image.read(&bytes, &"f".into(), &mut codec).unwrap();
+            let from = to_usize(Lb(location.skip.into()).bytes());
+            assert_eq!(image.slice(from..from + raw.len()), raw);
         }
     }
 
@@ -127,13 +228,13 @@ mod tests {
     fn damage_is_found_where_it_is() {
         let (bytes, _) = file();
         let cut = bytes.slice(..bytes.len() - 4096);
-        let error = locate(cut, "f").unwrap_err().to_string();
+        let error = all(cut).unwrap_err().to_string();
         assert!(error.contains("without its end pack"), "{error}");
         let mut header = bytes.to_vec();
         header[32 + 100] ^= 1;
-        let error = locate(Bytes::from(header), "f").unwrap_err().to_string();
+        let error = all(Bytes::from(header)).unwrap_err().to_string();
         assert!(error.contains("f: at byte 32: the pack header contradicts"), "{error}");
-        let found = locate(bytes.clone(), "f").unwrap()[2];
+        let found = all(bytes.clone()).unwrap()[2].image;
         let mut data = bytes.to_vec();
         data[usize::try_from(found.offset).unwrap()] ^= 1;
         let mut codec = Codec::new(Compression::NONE);

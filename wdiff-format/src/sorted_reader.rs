@@ -21,7 +21,7 @@ use crate::layout::{
     PACK_DATA_MAX_BYTES, PACK_END, PACK_HEADER_BYTES, PACK_RECORDS_MAX, RawPackHeader, RawRecord,
     is_sound,
 };
-use crate::locate::Location;
+use crate::locate::{Location, StoredImage};
 use crate::record::{DATA_BLOCKS_MAX, DiffRecord, Entry, Image, Payload, RecordKind};
 
 /// Bytes that are read at once, unless one record is larger.
@@ -264,12 +264,16 @@ impl<R: ReadAt> SortedReader<Sequential<R>> {
             self.offset += u64::from(next.data_size);
             found.push(Location {
                 address: next.address,
-                offset: data + u64::from(next.data_offset),
                 blocks: next.blocks,
-                size: next.data_size,
-                checksum: next.checksum,
                 kind: next.kind,
-                compression: next.compression,
+                image: StoredImage {
+                    offset: data + u64::from(next.data_offset),
+                    size: next.data_size,
+                    checksum: next.checksum,
+                    blocks: next.blocks,
+                    compression: next.compression,
+                },
+                skip: 0,
             });
         }
         self.input.skip(self.offset - data);

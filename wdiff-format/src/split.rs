@@ -79,6 +79,13 @@ impl Iterator for Pieces {
     }
 }
 
+/// A range cut into powers of two at multiples of their size, as (blocks before it, blocks). The
+/// range ends at an address.
+pub(crate) fn aligned(address: Lb, blocks: u32) -> impl Iterator<Item = (u32, u32)> {
+    let rule = CutRule::Aligned(MaxIo::NONE);
+    Pieces { rule, address: address.0, hidden: 0, done: 0, left: blocks }
+}
+
 /// The largest power of two that is not larger than `n`, which is not 0.
 const fn max_power(n: u32) -> u32 {
     1 << n.ilog2()

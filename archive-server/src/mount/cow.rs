@@ -15,6 +15,7 @@ use server_kit::blocking;
 use server_kit::durable::DurableDir;
 use server_kit::error::RoleError;
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 /// Disjoint ranges that do not touch: start and end.
@@ -100,6 +101,23 @@ impl Cow {
         self.side.write(offset, vec![data]).await?;
         self.written.lock().insert(offset, offset + len);
         Ok(())
+    }
+
+    /// Puts data into the file that does not count before [`Self::note`]; zeroes are there already.
+    pub(super) async fn store(&self, offset: u64, data: Bytes) -> io::Result<()> {
+        if data.iter().all(|byte| *byte == 0) {
+            return Ok(());
+        }
+        self.check_space(data.len() as u64).await.map_err(|error| match error {
+            ExportError::Io(error) => error,
+            other => io::Error::new(io::ErrorKind::StorageFull, other.to_string()),
+        })?;
+        self.side.write(offset, vec![data]).await
+    }
+
+    /// The range counts as written.
+    pub(super) fn note(&self, start: u64, end: u64) {
+        self.written.lock().insert(start, end);
     }
 
     /// Makes a range read as zeros.

@@ -1,7 +1,7 @@
 //! A snapshot as an NBD export: what the clients wrote, if they may, over the view.
 
 use super::cow::Cow;
-use super::view::{Part, View};
+use crate::view::{Owner, Part, View};
 use block_io::nbd::{Chunk, Export, ExportError, Extent, WriteZeroes};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -32,20 +32,27 @@ impl SnapshotExport {
         Self { volume: volume.to_owned(), view, cow }
     }
 
-    /// What a range is made of, in order.
-    fn sources(&self, offset: u64, len: u64) -> Vec<Source> {
-        let parts = match &self.cow {
+    /// The range in parts: start, end, and whether the clients wrote it.
+    fn split(&self, offset: u64, len: u64) -> Vec<(u64, u64, bool)> {
+        match &self.cow {
             Some(cow) => cow.split(offset, len),
             None => vec![(offset, offset + len, false)],
-        };
-        let source = |(start, end, written)| -> Vec<Source> {
+        }
+    }
+
+    /// What a range is made of, in order.
+    async fn sources(&self, offset: u64, len: u64) -> Result<Vec<Source>, ExportError> {
+        let mut sources = Vec::new();
+        for (start, end, written) in self.split(offset, len) {
             let len = end - start;
             if written {
-                return vec![Source::Side { offset: start, len }];
+                sources.push(Source::Side { offset: start, len });
+            } else {
+                let parts = self.view.parts(start, len).await.map_err(|e| self.failed(&e))?;
+                sources.extend(parts.into_iter().map(Source::View));
             }
-            self.view.parts(start, len).into_iter().map(Source::View).collect()
-        };
-        parts.into_iter().flat_map(source).collect()
+        }
+        Ok(sources)
     }
 
     async fn read_source(&self, source: Source) -> Result<Chunk, ExportError> {
@@ -60,36 +67,47 @@ impl SnapshotExport {
             (Source::View(Part::Base { offset, len }), _) => {
                 Ok(Chunk::Data(self.view.base(offset, len).await?))
             }
-            (Source::View(Part::Data { piece }), _) => {
-                let data = self.view.data(piece).await;
-                Ok(Chunk::Data(data.map_err(|e| self.failed(&e))?))
-            }
+            (Source::View(Part::Data(data)), _) => Ok(Chunk::Data(data)),
         }
     }
 
-    /// The extents of a source, and whether they are all of it.
-    async fn extents_of(&self, source: Source) -> io::Result<(Vec<Extent>, bool)> {
-        let holes = |extents: Vec<block_io::device::Extent>, len: u64| {
-            let covered: u64 = extents.iter().map(|e| e.len).sum();
-            let status =
-                |e: block_io::device::Extent| Extent { len: e.len, hole: e.hole, zero: e.hole };
-            (extents.into_iter().map(status).collect(), covered >= len)
+    /// Adds the extents of a part of the view; whether they are all of it.
+    async fn extents_of(&self, owner: Owner, found: &mut Vec<Extent>) -> io::Result<bool> {
+        let (len, hole) = match owner {
+            Owner::Base { offset, len } => {
+                return Ok(add(found, &self.view.base_extents(offset, len).await?, len));
+            }
+            Owner::Zeros { len } => (len, true),
+            Owner::Wdiff { len } => (len, false),
         };
-        Ok(match (source, &self.cow) {
-            (Source::Side { offset, len }, Some(cow)) => {
-                holes(cow.side().extents(offset, len).await?, len)
+        found.push(Extent { len, hole, zero: hole });
+        Ok(true)
+    }
+
+    async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>, ExportError> {
+        let mut found = Vec::new();
+        for (start, end, written) in self.split(offset, len) {
+            let len = end - start;
+            if let (true, Some(cow)) = (written, &self.cow) {
+                if !add(&mut found, &cow.side().extents(start, len).await?, len) {
+                    break;
+                }
+                continue;
             }
-            (Source::View(Part::Base { offset, len }), _) => {
-                holes(self.view.base_extents(offset, len).await?, len)
+            let owners = self.view.owners(start, len).await.map_err(|e| self.failed(&e))?;
+            let mut covered = 0;
+            for owner in owners {
+                covered += owner.len();
+                if !self.extents_of(owner, &mut found).await? {
+                    return Ok(found);
+                }
             }
-            (Source::Side { len, .. }, None) | (Source::View(Part::Zeros { len }), _) => {
-                (vec![Extent { len, hole: true, zero: true }], true)
+            if covered < len {
+                break;
             }
-            (Source::View(Part::Data { piece }), _) => {
-                let len = u64::from(piece.blocks) * u64::from(block_io::device::SECTOR_BYTES);
-                (vec![Extent { len, hole: false, zero: false }], true)
-            }
-        })
+        }
+        // The client asks for the rest.
+        Ok(found)
     }
 
     /// Damage is told to the client and to whoever reads the log (I8).
@@ -103,6 +121,13 @@ impl SnapshotExport {
         let read_only = || ExportError::NotPermitted("the mount is read-only".into());
         self.cow.as_ref().ok_or_else(read_only)
     }
+}
+
+/// Adds what a device says of a range; whether it is all of it.
+fn add(found: &mut Vec<Extent>, extents: &[block_io::device::Extent], len: u64) -> bool {
+    let covered: u64 = extents.iter().map(|e| e.len).sum();
+    found.extend(extents.iter().map(|e| Extent { len: e.len, hole: e.hole, zero: e.hole }));
+    covered >= len
 }
 
 impl Export for SnapshotExport {
@@ -119,9 +144,11 @@ impl Export for SnapshotExport {
     }
 
     fn read(&self, offset: u64, len: u32) -> BoxFuture<'_, Result<Vec<Chunk>, ExportError>> {
-        let sources = self.sources(offset, len.into());
-        let read = stream::iter(sources).map(|source| self.read_source(source));
-        Box::pin(read.buffered(PARTS_AT_A_TIME).try_collect())
+        Box::pin(async move {
+            let sources = self.sources(offset, len.into()).await?;
+            let read = stream::iter(sources).map(|source| self.read_source(source));
+            read.buffered(PARTS_AT_A_TIME).try_collect().await
+        })
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> BoxFuture<'_, Result<(), ExportError>> {
@@ -162,17 +189,6 @@ impl Export for SnapshotExport {
         offset: u64,
         len: u32,
     ) -> BoxFuture<'_, Result<Vec<Extent>, ExportError>> {
-        Box::pin(async move {
-            let mut found = Vec::new();
-            for source in self.sources(offset, len.into()) {
-                let (extents, all) = self.extents_of(source).await?;
-                found.extend(extents);
-                if !all {
-                    // The client asks for the rest.
-                    break;
-                }
-            }
-            Ok(found)
-        })
+        Box::pin(self.extents(offset, len.into()))
     }
 }

@@ -2,9 +2,9 @@
 //! what the clients of a mount would.
 
 use super::export::SnapshotExport;
-use super::view::View;
 use super::{Files, enter};
 use crate::archive::Archive;
+use crate::view::View;
 use crate::volume::Volume;
 use block_io::nbd::{Chunk, Export, ExportError};
 use bytes::{Bytes, BytesMut};
@@ -34,11 +34,12 @@ impl Inside {
         let name = volume.name.to_string();
         let point = Some(mount_request::Point::Gid(gid.0));
         let request = MountRequest { volume: name.clone(), point, ..MountRequest::default() };
-        let (place, selected, base) = enter(archive, volume, &request).await?;
-        let (base, size) = base;
-        let files = Files { volume: volume.clone(), base, size, side: None, place };
-        match View::open(archive, volume, (base, size), selected).await {
-            Ok((view, _)) => {
+        let (place, selected, (below, size)) = enter(archive, volume, &request).await?;
+        let files = Files { volume: volume.clone(), below, size, side: None, place };
+        let view =
+            async { View::open(archive, volume, files.open_base().await?, selected.lease).await };
+        match view.await {
+            Ok(view) => {
                 let export = SnapshotExport::new(&name, Arc::new(view), None);
                 Ok(Self { export, files, volume: name })
             }

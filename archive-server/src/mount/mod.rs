@@ -3,30 +3,33 @@
 //! ```text
 //!  NBD client --> export --> cow (writable ones: what the client wrote)
 //!                    |
-//!                    +-----> view --> layers (index in memory) --> *.wdiff
+//!                    +-----> view --> the volume's index --> *.wdiff
 //!                              +----> base image, or a clone of it
 //! ```
 //! Invariants: a mount leases its wdiffs (I12), so applies, merges and gc beside it leave it as it
 //! is; an apply writes only blocks that its diffs have, so one up to the mount's gid changes none
-//! of what the mount reads from the base image, and one beyond it is refused while a mount without
-//! a clone is there; "where is the base image", the leases and being listed are one step for an
+//! of what the mount reads from the base image, and one beyond it copies what it writes over into a
+//! file of each mount without a clone first (`kept`); "where is the base image", the leases and being listed are one step for an
 //! apply (`image_gate`). Mounts end with the process; what they leave is known by its name at
 //! start.
-//! Memory: [`Settings::mount_records_max`](crate::Settings) records of index and
-//! [`view::CACHE_BYTES`] of data a mount, and [`MOUNTS_MAX`] mounts a volume.
+//! Memory: that of views, and [`CLIENT_BYTES`] for the clients of each of [`MOUNTS_MAX`] mounts of
+//! a volume.
 
 mod cow;
 mod export;
 pub(crate) mod inside;
-mod view;
+mod kept;
 
 use crate::archive::Archive;
 use crate::backend::{CloneMethod, Image};
 use crate::restore::{self, Selected};
+use crate::view::View;
 use crate::volume::Volume;
+use block_io::device::BlockDevice;
 use block_io::nbd::{Export, NbdServer, server::Limits};
 use cow::Cow;
 use export::SnapshotExport;
+use kept::{AsFound, Keeping, Kept};
 use parking_lot::Mutex;
 use proto::v1::{MountRequest, Mounted, mount_request, restore_request};
 use server_kit::durable::TMP_SUFFIX;
@@ -36,7 +39,6 @@ use server_kit::{blocking, clock, nbd};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
-use view::View;
 use wdiff_format::gid::Gid;
 use wlog_format::units::Lb;
 
@@ -52,8 +54,8 @@ const CLIENT_BYTES: usize = 64 << 20;
 /// A mount that is there, or is being made.
 struct Entry {
     gid: Gid,
-    /// Reads the base image itself, no clone of it.
-    holds_base: bool,
+    /// Reads the base image itself, no clone of it: what an apply would write over goes in here.
+    kept: Option<Arc<Kept>>,
     shown: Option<Mounted>,
     stop: CancellationToken,
     ended: CancellationToken,
@@ -87,23 +89,18 @@ impl Mounts {
         inner.entered += 1;
         let (number, ended) = (inner.entered, CancellationToken::new());
         let (stop_too, ended_too) = (stop.clone(), ended.clone());
-        let entry = Entry { gid, holds_base: true, shown: None, stop: stop_too, ended: ended_too };
+        let entry = Entry { gid, kept: None, shown: None, stop: stop_too, ended: ended_too };
         inner.entries.insert(number, entry);
         Ok(Place { mounts: self.clone(), number, stop, ended })
     }
 
-    /// Fails when an apply to `to` would change what a mount reads.
-    pub(crate) fn allow_apply(&self, volume: &str, to: Gid) -> Result<(), RoleError> {
+    /// The base image for an apply up to `to`: what mounts still read of it is kept for them. Ask
+    /// while no mount can be made (`image_gate`).
+    pub(crate) fn keeping(&self, base: Arc<dyn BlockDevice>, to: Gid) -> Arc<dyn BlockDevice> {
         let inner = self.0.lock();
-        let held = inner.entries.values().find(|e| e.holds_base && e.gid < to);
-        let Some(gid) = held.map(|e| e.gid) else { return Ok(()) };
-        let message = format!(
-            "cannot apply volume {volume} to gid {to}: a mount of gid {gid} reads the base image"
-        );
-        Err(RoleError::busy(volume, message).with_next_step(format!(
-            "apply up to gid {gid} only, or end the mount: {}",
-            unmount_step(volume)
-        )))
+        let before = inner.entries.values().filter(|e| e.gid < to);
+        let mounts: Vec<_> = before.filter_map(|e| e.kept.clone()).collect();
+        if mounts.is_empty() { base } else { Arc::new(Keeping { base, mounts }) }
     }
 
     /// Fails when there is any.
@@ -170,31 +167,45 @@ pub(crate) async fn start(
 ) -> Result<Mounted, RoleError> {
     let volume = archive.volume(&request.volume)?;
     volume.require_active(MOUNT)?;
-    let (place, selected, (base, size)) = enter(archive, &volume, &request).await?;
+    let (place, selected, (below, size)) = enter(archive, &volume, &request).await?;
     // From here on the files go with this, whatever happens.
-    let files = Files { volume: volume.clone(), base, size, side: None, place };
+    let files = Files { volume: volume.clone(), below, size, side: None, place };
     serve(archive, &volume, &request, selected, files).await
 }
 
 /// What a mount has on the disk; cleaned away before its place is free.
 struct Files {
     volume: Arc<Volume>,
-    /// What is read: the base image, or a clone of it.
-    base: Image,
-    /// Its size: the volume may grow meanwhile.
+    below: Below,
+    /// The size of that: the volume may grow meanwhile.
     size: Lb,
+    /// What the clients wrote.
     side: Option<String>,
     place: Place,
 }
 
 impl Files {
-    async fn remove(self) {
-        let Self { volume, base, side, place, .. } = self;
-        let remove = move || -> Result<(), RoleError> {
-            if base != Image::Base {
-                volume.images.remove(base)?;
+    /// What is below the wdiffs.
+    async fn open_base(&self) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        let Self { volume, below, size, .. } = self;
+        Ok(match below {
+            Below::Clone(image) => volume.open_image(*image, *size).await?,
+            Below::Base(_, kept) => {
+                let (base, kept) = (volume.open_image(Image::Base, *size).await?, kept.clone());
+                Arc::new(AsFound { base, kept })
             }
-            Ok(volume.dir.remove_all(&Vec::from_iter(side))?)
+        })
+    }
+
+    async fn remove(self) {
+        let Self { volume, below, side, place, .. } = self;
+        let remove = move || -> Result<(), RoleError> {
+            let mut own = Vec::from_iter(side);
+            match below {
+                Below::Clone(image) => volume.images.remove(image)?,
+                Below::Base(file, _) => own.push(file),
+            }
+            Ok(volume.dir.remove_all(&own)?)
         };
         let removed = blocking::run(remove).await;
         if let Err(error) = removed {
@@ -204,12 +215,19 @@ impl Files {
     }
 }
 
+/// What a mount reads below the wdiffs.
+enum Below {
+    Clone(Image),
+    /// The base image itself, with what applies write over in a file of this name.
+    Base(String, Arc<Kept>),
+}
+
 /// Picks the wdiffs and takes a place in the list: one step for an apply.
 async fn enter(
     archive: &Arc<Archive>,
     volume: &Arc<Volume>,
     request: &MountRequest,
-) -> Result<(Place, Selected, (Image, Lb)), RoleError> {
+) -> Result<(Place, Selected, (Below, Lb)), RoleError> {
     let name = volume.name.as_str();
     let point = match request.point {
         Some(mount_request::Point::Gid(gid)) => restore_request::Point::Gid(gid),
@@ -224,23 +242,22 @@ async fn enter(
     // As large as its wdiffs need, or larger; the clone is as large as this, or larger.
     let size = volume.size();
     let place = volume.mounts.enter(name, selected.gid, archive.ending.child_token())?;
-    if volume.images.clone_method() == CloneMethod::Copy {
-        return Ok((place, selected, (Image::Base, size)));
-    }
-    let (images, clone) = (volume.images.clone(), Image::Mount(place.number));
-    match blocking::run(move || images.clone_base(clone)).await {
-        Ok(true) => {
-            place.change(|entry| entry.holds_base = false);
-            return Ok((place, selected, (clone, size)));
-        }
-        Ok(false) => {}
-        Err(error) => {
-            let error = error.full_message();
-            tracing::warn!(volume = name, error, "a mount reads the base image, not a clone of it");
+    if volume.images.clone_method() != CloneMethod::Copy {
+        let (images, clone) = (volume.images.clone(), Image::Mount(place.number));
+        match blocking::run(move || images.clone_base(clone)).await {
+            Ok(true) => return Ok((place, selected, (Below::Clone(clone), size))),
+            Ok(false) => {}
+            Err(error) => {
+                let error = error.full_message();
+                tracing::warn!(volume = name, error, "no clone: a mount reads the base image");
+            }
         }
     }
-    // Nothing can be cloned just now: the mount holds the base image.
-    Ok((place, selected, (Image::Base, size)))
+    // Nothing can be cloned here, or just now.
+    let file = place.file("old");
+    let kept = Kept::new(Cow::create(archive, volume, &file).await?);
+    place.change(|entry| entry.kept = Some(kept.clone()));
+    Ok((place, selected, (Below::Base(file, kept), size)))
 }
 
 /// Opens all that the export needs, and serves it in the background until it is ended.
@@ -291,9 +308,9 @@ async fn open(
 ) -> Result<(NbdServer, block_io::nbd::Listener, Mounted), RoleError> {
     let name = volume.name.as_str();
     let (gid, timestamp_s) = (selected.gid.0, selected.timestamp);
-    let (view, wdiffs) = View::open(archive, volume, (files.base, files.size), selected).await?;
-    let view = Arc::new(view);
-    let records = view.records() as u64;
+    let base = files.open_base().await?;
+    let view = Arc::new(View::open(archive, volume, base, selected.lease).await?);
+    let (wdiffs, records) = (view.wdiffs() as u64, view.records());
     let cow = if request.writable {
         let side = files.side.insert(files.place.file("cow"));
         Some(Cow::create(archive, volume, side).await?)
@@ -313,8 +330,6 @@ async fn open(
         asked_endpoint(&request.nbd)?
     };
     let (listener, uri) = nbd::listen(&endpoint, archive.settings.insecure).await?;
-    let mut holds_base = false;
-    files.place.change(|entry| holds_base = entry.holds_base);
     let shown = Mounted {
         id: files.place.number.to_string(),
         volume: name.to_owned(),
@@ -326,7 +341,7 @@ async fn open(
         size_bytes,
         wdiffs,
         records,
-        holds_base,
+        holds_base: matches!(files.below, Below::Base(..)),
     };
     Ok((server, listener, shown))
 }

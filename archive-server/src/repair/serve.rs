@@ -99,7 +99,7 @@ pub(crate) async fn read_wdiff(
     let Cover { diff, lease, size_lb, log_uuid } = cover(&volume, &wanted)?;
     let (opened, here) = (lease.clone(), volume.clone());
     let wdiffs = blocking::run(move || {
-        let count = opened.names().len();
+        let count = opened.len();
         opened.open(0..count, |n| image::open_wdiffs(here.name.as_str(), &*here.dir, n))
     })
     .await?;
@@ -156,7 +156,7 @@ fn cover(volume: &Volume, wanted: &Diff) -> Result<Cover, RoleError> {
         diff.comparison = list.iter().any(|d| d.comparison);
         diff.mergeable = list.first().is_some_and(|d| d.mergeable);
         diff.timestamp = list.last().map_or(0, |d| d.timestamp);
-        let lease = volume.leases.take(volume.diff_names(&list)?);
+        let lease = volume.leases.take(list);
         Ok(Cover { diff, lease, size_lb: c.record.size_lb, log_uuid: c.record.log_uuid })
     })
 }

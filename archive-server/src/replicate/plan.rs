@@ -63,7 +63,7 @@ struct Known {
 impl Replication {
     /// What comes next for an archive that is there.
     pub(super) async fn next(&self, remote: Remote) -> Result<Next, RoleError> {
-        let known = self.look(remote.latest)?;
+        let known = self.look(remote.latest);
         self.same_history(&known, remote).await?;
         let Remote { latest: at, .. } = remote;
         if at.begin() >= known.latest.begin() {
@@ -92,7 +92,7 @@ impl Replication {
     }
 
     /// What is known about the snapshot `at` here.
-    fn look(&self, at: Snapshot) -> Result<Known, RoleError> {
+    fn look(&self, at: Snapshot) -> Known {
         let volume = &self.volume;
         volume.with(|c| {
             let base = c.base.snapshot();
@@ -102,14 +102,10 @@ impl Replication {
                 after.begin() >= gid || (gid == base.begin() && diff.is_clean())
             });
             let witness = over.map(|(diff, _)| diff).filter(|_| gid >= base.begin());
-            let witness = witness
-                .map(|diff| {
-                    Ok::<_, RoleError>((diff, volume.leases.take(volume.diff_names(&[diff])?)))
-                })
-                .transpose()?;
+            let witness = witness.map(|diff| (diff, volume.leases.take([diff])));
             let chain = c.diffs.chain(at).map(|(diff, _)| diff).collect();
             let (latest, log_uuid) = (c.latest.0, c.record.log_uuid);
-            Ok(Known { latest, base, log_uuid, witness, chain })
+            Known { latest, base, log_uuid, witness, chain }
         })
     }
 
@@ -135,7 +131,7 @@ impl Replication {
 
     /// The log that our snapshot `at`, which the base image is at or a diff leads to, is of.
     pub(super) async fn log_at(&self, at: Snapshot) -> Result<LogUuid, RoleError> {
-        let known = self.look(at)?;
+        let known = self.look(at);
         let Some((diff, lease)) = &known.witness else { return Ok(known.log_uuid) };
         if diff.begin().begin() == at.begin() && !diff.is_clean() {
             return Ok(known.log_uuid);
@@ -156,7 +152,7 @@ impl Replication {
         blocking::run(move || {
             let open =
                 |names: &[String]| image::open_wdiffs(volume.name.as_str(), &*volume.dir, names);
-            lease.open(0..lease.names().len(), open)
+            lease.open(0..lease.len(), open)
         })
         .await
     }
@@ -205,8 +201,8 @@ impl Replication {
                 return Err(self.forked(&format!("no diff leads on from {at}, where it is")));
             };
             let merged = others.iter().try_fold(*first, |m, d| m.merge(d)).map_err(failed)?;
-            let lease = volume.leases.take(volume.diff_names(&list)?);
             let bytes = list.iter().map(|d| d.size).sum();
+            let lease = volume.leases.take(list);
             Ok((merged, lease, c.record.log_uuid, bytes))
         })?;
         let log_uuid = match self.log_of(&lease).await? {

@@ -139,8 +139,8 @@ impl Replication {
         let mut diff = Diff::new(from, to).map_err(failed)?;
         (diff.mergeable, diff.comparison, diff.timestamp) = (true, true, timestamp);
         let start = self.hash_start(reply.session, to).await?;
-        let view = View::open(&self.volume, to.begin()).await?;
-        let cells = view.cells(hash_sync::spans(&start)?, self.scan_bytes_per_s).await?;
+        let view = View::of_snapshot(&self.archive, &self.volume, to.begin()).await?;
+        let cells = view.cells(hash_sync::spans(&start)?, self.scan_bytes_per_s);
         self.compare(start, cells, HashEnd::Diff(diff.into())).await
     }
 
@@ -244,7 +244,7 @@ impl Output {
 
     /// The file as it is; the other archive checks it. Blocks.
     fn pass_through(&self, lease: &crate::leases::Lease) -> Result<(), RoleError> {
-        let file = lease.open(0..lease.names().len(), |names| {
+        let file = lease.open(0..lease.len(), |names| {
             let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
             names.first().ok_or_else(missing).and_then(|name| self.dir.open_file(name))
         });

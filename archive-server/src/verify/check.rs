@@ -77,9 +77,9 @@ pub(super) async fn wdiff(
 ) -> Result<Outcome, RoleError> {
     let leased = volume.with(|c| {
         let stored = c.diffs.get(&diff).copied();
-        stored.map(|d| Ok::<_, RoleError>((d, volume.leases.take(vec![volume.diff_name(&d)?]))))
+        stored.map(|d| (d, volume.leases.take([d])))
     });
-    let Some((stored, lease)) = leased.transpose()? else { return Ok(Outcome::Gone) };
+    let Some((stored, lease)) = leased else { return Ok(Outcome::Gone) };
     let here = volume.clone();
     let Reading { token, pace, threads, advance } = reading;
     let (token, threads, advance) = (token.clone(), *threads, advance.clone());

@@ -222,9 +222,42 @@ impl Device {
         self.steps.push(records);
     }
 
+    /// Becomes an image of the same size, by writes of 4 KiB.
+    pub fn become_image(&mut self, image: Vec<u8>) {
+        assert_eq!(image.len(), self.now().len());
+        let pairs = image.chunks(4096).zip(self.now().chunks(4096)).enumerate();
+        let record = |(n, (new, _)): (usize, (&[u8], &[u8]))| {
+            let data = Bytes::copy_from_slice(new);
+            DiffRecord::from_raw(Lb(n as u64 * 8), data).unwrap()
+        };
+        let changed = pairs.filter(|(_, (new, old))| new != old).map(record).collect();
+        self.steps.push(changed);
+        self.history.push(image);
+    }
+
     /// The wdiff from `gid - 1` to `gid`.
     pub fn wdiff(&self, gid: u64) -> Vec<u8> {
         wdiff(&self.steps[gid as usize], UUID)
+    }
+
+    /// Other data in the place of all that the last step wrote.
+    pub fn rewrite(&mut self, compressible: bool) {
+        let mut image = self.history.pop().unwrap();
+        let mut step = self.steps.pop().unwrap();
+        for record in &mut step {
+            let Payload::Data(_) = record.payload else { continue };
+            let mut fresh = vec![0; record.blocks as usize * 512];
+            if compressible {
+                fresh.fill(0x33);
+            } else {
+                self.fill(&mut fresh);
+            }
+            let at = record.address.bytes() as usize;
+            image[at..at + fresh.len()].copy_from_slice(&fresh);
+            *record = DiffRecord::from_raw(record.address, Bytes::from(fresh)).unwrap();
+        }
+        self.history.push(image);
+        self.steps.push(step);
     }
 }
 

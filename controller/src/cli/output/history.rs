@@ -35,7 +35,11 @@ pub fn restorable(snapshots: &[v1::Restorable]) -> Report {
 #[must_use]
 pub fn plan(plan: &v1::RestorePlan, dry_run: bool) -> Report {
     let text = if dry_run {
-        let wdiffs = plan.wdiffs.iter().map(|name| format!("\n  {name}")).collect::<String>();
+        let mut wdiffs = plan.wdiffs.iter().map(|name| format!("\n  {name}")).collect::<String>();
+        let more = plan.wdiff_count.saturating_sub(plan.wdiffs.len() as u64);
+        if more > 0 {
+            wdiffs += &format!("\n  and {more} more");
+        }
         format!(
             "would restore gid {} of {} to {}: {} of {}, then {} wdiffs of {}{wdiffs}",
             plan.gid,
@@ -43,7 +47,7 @@ pub fn plan(plan: &v1::RestorePlan, dry_run: bool) -> Report {
             plan.path,
             plan.method,
             format_size(plan.image_bytes),
-            plan.wdiffs.len(),
+            plan.wdiff_count,
             format_size(plan.wdiff_bytes)
         )
     } else {
@@ -52,7 +56,8 @@ pub fn plan(plan: &v1::RestorePlan, dry_run: bool) -> Report {
     let json = json!({
         "gid": plan.gid, "timestamp_s": plan.timestamp_s, "path": plan.path,
         "method": plan.method, "image_bytes": plan.image_bytes,
-        "wdiffs": plan.wdiffs, "wdiff_bytes": plan.wdiff_bytes, "dry_run": dry_run,
+        "wdiffs": plan.wdiffs, "wdiff_count": plan.wdiff_count,
+        "wdiff_bytes": plan.wdiff_bytes, "dry_run": dry_run,
     });
     Report { text, json }
 }
