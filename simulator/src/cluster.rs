@@ -5,10 +5,12 @@
 //! moves. To kill a process its runtime is dropped: every task ends where it waits. Hosts can also
 //! die at the n-th change to their file system from now.
 
-use crate::defect::{Canary, Defects};
+use crate::Case;
+use crate::defect::{Defect, Defects};
 use crate::fs::Fs;
 use crate::life::Life;
 use crate::net::Net;
+use crate::plan::{Past, Plan};
 use crate::roles::{Machine, Process, VOLUME, endpoint};
 use controller::client::Controller;
 use controller::error::ControlError;
@@ -40,20 +42,6 @@ pub(crate) struct Host {
     power_cut: bool,
 }
 
-/// What a seed may do to the history.
-#[derive(Clone, Copy)]
-pub(crate) struct Plan {
-    /// The ring is small, and is written over.
-    pub(crate) overflows: bool,
-}
-
-impl Plan {
-    /// Whether logs can be lost; then the storage role heals that by itself.
-    pub(crate) fn has_gaps(self) -> bool {
-        self.overflows
-    }
-}
-
 /// The whole of a simulation.
 pub(crate) struct Cluster {
     pub(crate) simulation: Simulation,
@@ -61,8 +49,6 @@ pub(crate) struct Cluster {
     pub(crate) net: Net,
     pub(crate) machine: Machine,
     pub(crate) hosts: Vec<Host>,
-    pub(crate) archives: &'static [&'static str],
-    pub(crate) proxies: &'static [&'static str],
     pub(crate) now_ms: u64,
     /// How far the wall clock is off.
     pub(crate) wall_ahead_s: u64,
@@ -72,6 +58,7 @@ pub(crate) struct Cluster {
     idle: u64,
     verbose: bool,
     pub(crate) plan: Plan,
+    pub(crate) past: Past,
     armed: Arc<AtomicBool>,
 }
 
@@ -92,18 +79,11 @@ fn group(archives: &[&str], proxies: &[&str]) -> String {
 }
 
 impl Cluster {
-    pub(crate) fn new(
-        seed: u64,
-        simulation: &Simulation,
-        canary: Option<Canary>,
-    ) -> Result<Self, String> {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let archives: &'static [&'static str] =
-            if rng.random_ratio(1, 3) { &["a0", "a1"] } else { &["a0"] };
-        let proxies: &'static [&'static str] =
-            if rng.random_ratio(1, 3) { &["p0", "p1"] } else { &["p0"] };
-        let overflows = rng.random_ratio(1, 4);
-        let plan = Plan { overflows };
+    pub(crate) fn new(case: Case, simulation: &Simulation) -> Result<Self, String> {
+        let mut rng = StdRng::seed_from_u64(case.seed);
+        let plan = case.story.map_or_else(|| Plan::draw(&mut rng), Plan::of);
+        let Plan { archives, proxies, overflows, .. } = plan;
+        let canary = case.canary;
         let armed = Arc::new(AtomicBool::new(false));
         let net = Net::new(rng.random());
         let names = ["d0", "s0"].into_iter().chain(proxies.iter().copied());
@@ -127,8 +107,6 @@ impl Cluster {
             net,
             machine,
             hosts,
-            archives,
-            proxies,
             now_ms: 0,
             wall_ahead_s: 0,
             controller,
@@ -137,6 +115,7 @@ impl Cluster {
             idle: 0,
             verbose,
             plan,
+            past: Past::default(),
             armed,
         };
         for index in 0..cluster.hosts.len() {
@@ -186,9 +165,9 @@ impl Cluster {
             defects: host.defects.clone(),
             power_cut: host.power_cut,
             seed,
-            archives: self.archives,
-            proxies: self.proxies,
-            heals: self.plan.has_gaps(),
+            archives: self.plan.archives,
+            proxies: self.plan.proxies,
+            heals: self.plan.heals,
         };
         let runtime = runtime();
         let task = runtime.spawn(process.run());
@@ -222,6 +201,26 @@ impl Cluster {
         }
         host.power_cut |= power_cut;
         self.note(&format!("{} {name}", if power_cut { "power cut" } else { "kill" }));
+    }
+
+    /// The disk of a host is full, or has room again.
+    pub(crate) fn set_full(&self, index: usize, full: bool) {
+        if full || !self.has(index, Defect::FullForEver) {
+            self.hosts[index].fs.set_full(full);
+        }
+    }
+
+    pub(crate) fn has(&self, index: usize, defect: Defect) -> bool {
+        self.hosts[index].defects.has(defect)
+    }
+
+    /// A host loses its disk; its process comes up again on an empty one.
+    pub(crate) fn lose_disk(&mut self, index: usize) {
+        self.kill(index, false);
+        self.hosts[index].fs.wipe();
+        let name = self.hosts[index].name;
+        self.note(&format!("{name} has lost its disk"));
+        self.start(index);
     }
 
     /// Lets all hosts run for a moment.
@@ -285,12 +284,15 @@ impl Cluster {
         }
     }
 
-    /// Stops the application and waits until what it has begun is over.
-    pub(crate) fn pause_writes(&mut self) -> Result<(), String> {
+    /// Stops the application and waits until what it has begun is over; whether that is so. A ring
+    /// that is full, and from which nobody ships, holds it back.
+    pub(crate) fn pause_writes(&mut self, limit_ms: u64) -> Result<bool, String> {
         self.machine.writing.store(false, Ordering::Relaxed);
-        self.until("the application's writes end", 60_000, |c| {
-            Ok(!c.machine.model.lock().is_open())
-        })
+        let end = self.now_ms + limit_ms;
+        while self.machine.model.lock().is_open() && self.now_ms < end {
+            self.run_for(20)?;
+        }
+        Ok(!self.machine.model.lock().is_open())
     }
 
     pub(crate) fn resume_writes(&self) {

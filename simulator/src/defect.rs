@@ -24,8 +24,20 @@ pub enum Defect {
     NoImageFlush,
     /// The device does not say that logs were overwritten.
     HiddenOverflow,
-    /// A file that is read is gone after that.
-    GoneAfterReading,
+    /// The data device acknowledges a write and does it behind the next one.
+    LateDataWrites,
+    /// A record that is read is the one before the last.
+    OldRecords,
+    /// A byte of what goes into an image is another one now and then.
+    DamagedImage,
+    /// A disk that is full takes everything, and keeps nothing of it.
+    FullSwallows,
+    /// A disk that was full stays full.
+    FullForEver,
+    /// Whoever asks which log the second archive's snapshot is of, hears the name of the newest.
+    SameLog,
+    /// Another one deletes wdiffs of the archive, too, who knows nothing of the leases there.
+    SecondOwner,
 }
 
 /// Which lie is told, and to whom: the first letter of a host (`d`, `s`, `p`, `a`).
@@ -57,7 +69,7 @@ impl FromStr for Canary {
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 15] = [
         Self::NoDirectorySync,
         Self::NoFileSync,
         Self::NoLogFlush,
@@ -66,7 +78,13 @@ impl Defect {
         Self::LostImageWrite,
         Self::NoImageFlush,
         Self::HiddenOverflow,
-        Self::GoneAfterReading,
+        Self::LateDataWrites,
+        Self::OldRecords,
+        Self::DamagedImage,
+        Self::FullSwallows,
+        Self::FullForEver,
+        Self::SameLog,
+        Self::SecondOwner,
     ];
 }
 

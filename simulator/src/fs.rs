@@ -5,9 +5,7 @@
 //! after that. After the kill of a process everything is there, and nothing that the dead process
 //! still tries (destructors) reaches the disk.
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use server_kit::clock::unix_seconds;
@@ -30,11 +28,19 @@ enum Node {
     File { content: Vec<u8>, synced: Vec<u8>, modified_s: u64 },
 }
 
-struct Tree {
+pub(crate) struct Tree {
     nodes: Vec<Node>,
     rng: StdRng,
     /// Whether writes fail for want of space.
     full: bool,
+    /// How often that has happened.
+    refused: u64,
+    /// Writes to restored images take their time.
+    slow_restores: bool,
+    /// What files were before they were last replaced, where that is remembered.
+    older: BTreeMap<(usize, String), usize>,
+    /// Reads that return damaged data before this stops.
+    damaged_reads: u32,
     /// The process dies at this many changes from now.
     dies_in: Option<u32>,
 }
@@ -74,7 +80,10 @@ impl Tree {
         self.nodes.len() - 1
     }
 
-    fn file(&mut self, node: usize) -> io::Result<(&mut Vec<u8>, &mut Vec<u8>, &mut u64)> {
+    pub(crate) fn file(
+        &mut self,
+        node: usize,
+    ) -> io::Result<(&mut Vec<u8>, &mut Vec<u8>, &mut u64)> {
         match &mut self.nodes[node] {
             Node::File { content, synced, modified_s } => Ok((content, synced, modified_s)),
             Node::Dir { .. } => Err(ErrorKind::IsADirectory.into()),
@@ -111,12 +120,51 @@ impl Fs {
             nodes: vec![empty_dir()],
             rng,
             full: false,
+            refused: 0,
+            slow_restores: false,
+            older: BTreeMap::new(),
+            damaged_reads: 0,
             dies_in: None,
         })))
     }
 
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Tree> {
+        self.0.lock()
+    }
+
     pub(crate) fn set_full(&self, full: bool) {
         self.0.lock().full = full;
+    }
+
+    /// How often the disk was full.
+    pub(crate) fn refused(&self) -> u64 {
+        self.0.lock().refused
+    }
+
+    pub(crate) fn slow_restores(&self, slow: bool) {
+        self.0.lock().slow_restores = slow;
+    }
+
+    /// The next reads of files return damaged data.
+    pub(crate) fn damage_reads(&self, count: u32) {
+        self.0.lock().damaged_reads = count;
+    }
+
+    pub(crate) fn is_slow(&self, image: &Path) -> bool {
+        self.0.lock().slow_restores && image.components().any(|c| c.as_os_str() == "restored")
+    }
+
+    /// The disk is replaced by an empty one.
+    pub(crate) fn wipe(&self) {
+        let mut tree = self.0.lock();
+        tree.nodes = vec![empty_dir()];
+        tree.older.clear();
+    }
+
+    pub(crate) fn file_at(&self, path: &Path) -> io::Result<usize> {
+        let mut tree = self.0.lock();
+        let node = tree.lookup(path)?;
+        tree.file(node).map(|_| node)
     }
 
     /// The process dies at the `steps`-th change from now.
@@ -166,6 +214,15 @@ impl Fs {
 
     /// What a process of a host sees.
     pub(crate) fn open_dir(&self, life: &Life, defects: &Defects) -> OpenDir {
+        self.dirs(life, defects, false)
+    }
+
+    /// The same, for one who has no effect but that it deletes wdiffs.
+    pub(crate) fn open_dir_to_delete(&self, life: &Life, defects: &Defects) -> OpenDir {
+        self.dirs(life, defects, true)
+    }
+
+    fn dirs(&self, life: &Life, defects: &Defects, only_deletes: bool) -> OpenDir {
         let (fs, life, defects) = (self.clone(), life.clone(), defects.clone());
         Arc::new(move |path| {
             let mut dir: Arc<dyn DurableDir> = Arc::new(SimDir {
@@ -174,6 +231,7 @@ impl Fs {
                 path: PathBuf::from("/"),
                 life: life.clone(),
                 defects: defects.clone(),
+                only_deletes,
             });
             for part in path.iter().skip(1).filter_map(|p| p.to_str()) {
                 dir = dir.create_dir(part)?;
@@ -182,21 +240,7 @@ impl Fs {
         })
     }
 
-    /// An image in a file, as a block device.
-    pub(crate) fn open_image(
-        &self,
-        path: &Path,
-        life: &Life,
-        defects: &Defects,
-    ) -> io::Result<SimImage> {
-        let mut tree = self.0.lock();
-        let node = tree.lookup(path)?;
-        tree.file(node)?;
-        let (path, life, defects) = (path.to_owned(), life.clone(), defects.clone());
-        Ok(SimImage { fs: self.clone(), node, path, life, defects, writes: Mutex::new(0) })
-    }
-
-    fn change(&self, life: &Life, grows: bool) -> io::Result<parking_lot::MutexGuard<'_, Tree>> {
+    pub(crate) fn change(&self, life: &Life, grows: bool) -> io::Result<MutexGuard<'_, Tree>> {
         let mut tree = self.0.lock();
         life.check()?;
         if let Some(left) = tree.dies_in {
@@ -207,6 +251,7 @@ impl Fs {
             }
         }
         if grows && tree.full {
+            tree.refused += 1;
             return Err(ErrorKind::StorageFull.into());
         }
         Ok(tree)
@@ -240,11 +285,17 @@ struct SimDir {
     path: PathBuf,
     life: Life,
     defects: Defects,
+    only_deletes: bool,
 }
 
 impl SimDir {
+    fn may_change(&self) -> io::Result<()> {
+        if self.only_deletes { Err(ErrorKind::PermissionDenied.into()) } else { Ok(()) }
+    }
+
     fn new_name(&self, name: &str, node: fn(&mut Tree) -> usize) -> io::Result<usize> {
-        let mut tree = self.fs.change(&self.life, true)?;
+        self.may_change()?;
+        let mut tree = self.fs.change(&self.life, !self.defects.has(Defect::FullSwallows))?;
         let node = node(&mut tree);
         tree.change(self.node, vec![(name.to_owned(), Some(node))]);
         Ok(node)
@@ -262,6 +313,7 @@ impl DurableDir for SimDir {
         Ok(Box::new(SimFile { fs, node, life, dir: self.node, name, defects }))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.may_change()?;
         let mut tree = self.fs.change(&self.life, false)?;
         let node = tree.find(self.node, from)?;
         let taken = tree.find(self.node, to).ok();
@@ -270,10 +322,16 @@ impl DurableDir for SimDir {
         {
             return Err(ErrorKind::DirectoryNotEmpty.into());
         }
+        if let Some(before) = taken.filter(|_| self.defects.has(Defect::OldRecords)) {
+            tree.older.insert((self.node, to.to_owned()), before);
+        }
         tree.change(self.node, vec![(from.to_owned(), None), (to.to_owned(), Some(node))]);
         Ok(())
     }
     fn unlink(&self, name: &str) -> io::Result<()> {
+        if self.only_deletes && !name.ends_with(".wdiff") {
+            return Ok(());
+        }
         let mut tree = self.fs.change(&self.life, false)?;
         let node = tree.find(self.node, name)?;
         tree.file(node)?;
@@ -281,7 +339,7 @@ impl DurableDir for SimDir {
         Ok(())
     }
     fn hard_link(&self, name: &str, target: &Path) -> io::Result<()> {
-        let mut tree = self.fs.change(&self.life, true)?;
+        let mut tree = self.fs.change(&self.life, !self.defects.has(Defect::FullSwallows))?;
         let node = tree.find(self.node, name)?;
         let dir = tree.lookup(target.parent().ok_or_else(missing)?)?;
         let new = target.file_name().and_then(|n| n.to_str()).ok_or_else(missing)?;
@@ -305,7 +363,10 @@ impl DurableDir for SimDir {
     }
     fn read_file(&self, name: &str) -> io::Result<Vec<u8>> {
         let mut tree = self.fs.0.lock();
-        let node = tree.find(self.node, name)?;
+        let mut node = tree.find(self.node, name)?;
+        if self.defects.has(Defect::OldRecords) {
+            node = tree.older.get(&(self.node, name.to_owned())).copied().unwrap_or(node);
+        }
         Ok(tree.file(node)?.0.clone())
     }
     fn names(&self) -> io::Result<Vec<String>> {
@@ -315,9 +376,6 @@ impl DurableDir for SimDir {
         let mut tree = self.fs.0.lock();
         let node = tree.find(self.node, name)?;
         tree.file(node)?;
-        if self.defects.has(Defect::GoneAfterReading) {
-            tree.change(self.node, vec![(name.to_owned(), None)]);
-        }
         Ok(Arc::new(SimReader { fs: self.fs.clone(), node }))
     }
     fn info(&self, name: &str) -> io::Result<FileInfo> {
@@ -352,6 +410,7 @@ impl DurableDir for SimDir {
         self.new_name(name, |tree| tree.add(empty_dir())).map(drop)
     }
     fn remove_tree(&self, name: &str) -> io::Result<()> {
+        self.may_change()?;
         let mut tree = self.fs.change(&self.life, false)?;
         tree.find(self.node, name)?;
         tree.change(self.node, vec![(name.to_owned(), None)]);
@@ -367,14 +426,16 @@ impl DurableDir for SimDir {
             source,
         })?;
         let (fs, life, defects) = (self.fs.clone(), self.life.clone(), self.defects.clone());
-        Ok(Arc::new(SimDir { fs, node, path, life, defects }))
+        let only_deletes = self.only_deletes;
+        Ok(Arc::new(SimDir { fs, node, path, life, defects, only_deletes }))
     }
     fn free_bytes(&self) -> Result<u64, DurableError> {
-        Ok(if self.fs.0.lock().full { 0 } else { 1 << 40 })
+        let full = self.fs.0.lock().full && !self.defects.has(Defect::FullSwallows);
+        Ok(if full { 0 } else { 1 << 40 })
     }
 }
 
-fn sync_file(fs: &Fs, life: &Life, node: usize, defects: &Defects) -> io::Result<()> {
+pub(crate) fn sync_file(fs: &Fs, life: &Life, node: usize, defects: &Defects) -> io::Result<()> {
     let mut tree = fs.change(life, false)?;
     if !defects.has(Defect::NoFileSync) {
         let (content, synced, _) = tree.file(node)?;
@@ -394,7 +455,11 @@ struct SimFile {
 
 impl Write for SimFile {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let mut tree = self.fs.change(&self.life, true)?;
+        let swallows = self.defects.has(Defect::FullSwallows);
+        let mut tree = self.fs.change(&self.life, !swallows)?;
+        if tree.full {
+            return Ok(data.len());
+        }
         let (content, _, modified_s) = tree.file(self.node)?;
         content.extend_from_slice(data);
         *modified_s = unix_seconds();
@@ -428,84 +493,15 @@ impl ReadAt for SimReader {
         let from = usize::try_from(offset).unwrap();
         let found = tree.file(self.node)?.0.get(from..from + buf.len());
         buf.copy_from_slice(found.ok_or(ErrorKind::UnexpectedEof)?);
+        if tree.damaged_reads > 0
+            && let Some(byte) = buf.first_mut()
+        {
+            tree.damaged_reads -= 1;
+            *byte ^= 4;
+        }
         Ok(())
     }
     fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.fs.0.lock().file(self.node)?.0.len() as u64)
-    }
-}
-
-/// An image in a file. Writes are seen at once and last after a flush.
-pub(crate) struct SimImage {
-    fs: Fs,
-    node: usize,
-    path: PathBuf,
-    life: Life,
-    defects: Defects,
-    /// Counted when every fifth one is to be lost.
-    writes: Mutex<u32>,
-}
-
-impl SimImage {
-    fn put(&self, offset: u64, len: u64, data: Option<&[Bytes]>) -> io::Result<()> {
-        if self.defects.has(Defect::LostImageWrite) {
-            let mut count = self.writes.lock();
-            *count += 1;
-            if (*count).is_multiple_of(5) {
-                return Ok(());
-            }
-        }
-        let mut tree = self.fs.change(&self.life, data.is_some())?;
-        let content = tree.file(self.node)?.0;
-        let (from, len) = (usize::try_from(offset).unwrap(), usize::try_from(len).unwrap());
-        let target = content.get_mut(from..from + len).ok_or(ErrorKind::InvalidInput)?;
-        match data {
-            None => target.fill(0),
-            Some(pieces) => target.copy_from_slice(&pieces.concat()),
-        }
-        Ok(())
-    }
-}
-
-impl block_io::device::BlockDevice for SimImage {
-    fn size_bytes(&self) -> u64 {
-        self.fs.0.lock().file(self.node).map_or(0, |f| f.0.len() as u64)
-    }
-    fn block_bytes(&self) -> u32 {
-        512
-    }
-    fn read(&self, offset: u64, len: usize) -> BoxFuture<'_, io::Result<Bytes>> {
-        Box::pin(async move {
-            tokio::task::yield_now().await;
-            let mut tree = self.fs.0.lock();
-            let from = usize::try_from(offset).unwrap();
-            let found = tree.file(self.node)?.0.get(from..from + len);
-            Ok(Bytes::copy_from_slice(found.ok_or(ErrorKind::InvalidInput)?))
-        })
-    }
-    fn write(&self, offset: u64, bufs: Vec<Bytes>) -> BoxFuture<'_, io::Result<()>> {
-        Box::pin(async move {
-            tokio::task::yield_now().await;
-            let len = bufs.iter().map(|b| b.len() as u64).sum();
-            self.put(offset, len, Some(&bufs))
-        })
-    }
-    fn flush(&self) -> BoxFuture<'_, io::Result<()>> {
-        Box::pin(async move {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-            if self.defects.has(Defect::NoImageFlush) {
-                return Ok(());
-            }
-            sync_file(&self.fs, &self.life, self.node, &Defects::default())
-        })
-    }
-    fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>> {
-        Box::pin(async move { self.put(offset, len, None) })
-    }
-    fn write_zeroes(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>> {
-        Box::pin(async move { self.put(offset, len, None) })
-    }
-    fn path_hint(&self) -> String {
-        self.path.display().to_string()
     }
 }

@@ -7,16 +7,20 @@ use crate::cluster::Cluster;
 use crate::model::values;
 use crate::roles::VOLUME;
 use crate::scenario::failed;
+use crate::steps;
 use controller::client::Controller;
 use controller::ops::archive::RestorePoint;
-use controller::ops::{archive, backup, recover, sync};
+use controller::ops::{archive, backup, recover};
 use rand::RngExt;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 /// How long the documented steps and healing may take in all, in simulated time.
 pub(crate) const HEAL_MS: u64 = 600_000;
 /// How long a snapshot may take to the archives when a gap may be in its way.
 const ARRIVE_MS: u64 = 60_000;
+/// How long the application's last writes may take when everything is well.
+const WRITES_MS: u64 = 60_000;
 /// Restores of one archive that are checked.
 const CHECKED_MAX: usize = 12;
 
@@ -32,11 +36,13 @@ pub(crate) fn heal(c: &mut Cluster) -> Result<(), String> {
         }
     }
     for index in 0..c.hosts.len() {
-        c.hosts[index].fs.set_full(false);
+        c.set_full(index, false);
         c.hosts[index].fs.die_in(None);
+        c.hosts[index].fs.damage_reads(0);
+        c.hosts[index].fs.slow_restores(false);
         c.start(index);
     }
-    c.pause_writes()?;
+    c.machine.writing.store(false, Ordering::Relaxed);
     let end = c.now_ms + HEAL_MS;
     loop {
         c.run_for(500)?;
@@ -53,12 +59,39 @@ pub(crate) fn heal(c: &mut Cluster) -> Result<(), String> {
 fn attempt(c: &mut Cluster) -> Result<Result<(), String>, String> {
     let kick = async |ctl: Controller| recover::kick_all(&ctl, &[]).await;
     let _ = c.control(30_000, kick)?;
+    if let Err(why) = steps::first(c)? {
+        return Ok(Err(why));
+    }
     let Some(volume) = c.storage_volume()? else { return Ok(Err("no storage server".into())) };
     if volume.gap_since_s > 0 && !c.plan.has_gaps() {
         return Err(format!("a gap, though nothing was overwritten: {}", volume.error));
     }
     if volume.gap_since_s > 0 || volume.state != "Target" {
+        if c.plan.needs_hand() {
+            steps::by_hand(c, &volume)?;
+        }
         return Ok(Err(format!("the volume is {}: {}", volume.state, volume.error)));
+    }
+    let primary = c.plan.archives[0];
+    if let Err(why) = last_snapshot(c, &[primary])? {
+        return Ok(Err(why));
+    }
+    if !c.past.replicated {
+        return Ok(Ok(()));
+    }
+    if let Err(why) = steps::second_archive(c)? {
+        return Ok(Err(why));
+    }
+    last_snapshot(c, c.plan.archives)
+}
+
+/// Takes a snapshot and waits until the archives have it.
+fn last_snapshot(
+    c: &mut Cluster,
+    archives: &[&'static str],
+) -> Result<Result<(), String>, String> {
+    if !c.pause_writes(WRITES_MS)? {
+        return Err("stuck: the application's writes do not end".into());
     }
     let take = async |ctl: Controller| backup::snapshot(&ctl, "s0", VOLUME).await;
     let gid = match c.control(30_000, take)? {
@@ -69,7 +102,7 @@ fn attempt(c: &mut Cluster) -> Result<Result<(), String>, String> {
     c.note(&format!("last snapshot {gid}"));
     c.machine.model.lock().note_snapshot(gid)?;
     let limit = if c.plan.has_gaps() { ARRIVE_MS } else { HEAL_MS };
-    for name in listed(c)? {
+    for name in archives {
         let wait = async |ctl: Controller| backup::wait_restorable(&ctl, name, VOLUME, gid).await;
         match c.control(limit, wait)? {
             Some(Ok(())) => {}
@@ -80,21 +113,10 @@ fn attempt(c: &mut Cluster) -> Result<Result<(), String>, String> {
     Ok(Ok(()))
 }
 
-/// The archives that the proxies feed.
-fn listed(c: &mut Cluster) -> Result<Vec<&'static str>, String> {
-    let proxy = c.proxies[0];
-    let ask = async |ctl: Controller| sync::archive_infos(&ctl, proxy, VOLUME).await;
-    let infos = match c.control(30_000, ask)? {
-        Some(Ok(infos)) => infos,
-        _ => return Err("a healthy proxy does not answer".into()),
-    };
-    let known = |name: &&&str| infos.iter().any(|info| info.name == **name);
-    Ok(c.archives.iter().filter(known).copied().collect())
-}
-
 /// Every snapshot that an archive says it can restore is what it was.
 pub(crate) fn check(c: &mut Cluster) -> Result<(), String> {
-    for name in listed(c)? {
+    let archives = if c.past.replicated { c.plan.archives } else { &c.plan.archives[..1] };
+    for name in archives.iter().copied() {
         check_restored(c, name)?;
         let list = async |ctl: Controller| archive::restorable(&ctl, name, VOLUME, true).await;
         let points = match c.control(60_000, list)? {

@@ -9,12 +9,14 @@ use std::collections::BTreeMap;
 
 /// Bytes of a block.
 pub(crate) const BLOCK: usize = 4096;
-/// Blocks of the volume.
+/// Blocks of the volume at first.
 pub(crate) const BLOCKS: usize = 64;
-/// Bytes of the volume.
+/// Blocks that it may grow to.
+pub(crate) const BLOCKS_MAX: usize = 96;
+/// Bytes of the volume at first.
 pub(crate) const SIZE: usize = BLOCK * BLOCKS;
 
-/// What each block holds; 0 is zeros.
+/// What each block holds; 0 is zeros. Always [`BLOCKS_MAX`]: what a volume has not yet is zeros.
 pub(crate) type Image = Vec<u64>;
 type Batch = BTreeMap<usize, u64>;
 
@@ -25,7 +27,7 @@ pub(crate) fn block(value: u64) -> Vec<u8> {
 
 /// The values in an image, or which block is none.
 pub(crate) fn values(bytes: &[u8]) -> Result<Image, String> {
-    if bytes.len() != SIZE {
+    if !bytes.len().is_multiple_of(BLOCK) || !(SIZE..=BLOCK * BLOCKS_MAX).contains(&bytes.len()) {
         return Err(format!("an image of {} bytes", bytes.len()));
     }
     let parse = |(index, data): (usize, &[u8])| {
@@ -34,7 +36,9 @@ pub(crate) fn values(bytes: &[u8]) -> Result<Image, String> {
         let value = u64::from_le_bytes(first);
         if data == block(value) { Ok(value) } else { Err(format!("block {index} is torn")) }
     };
-    bytes.chunks(BLOCK).enumerate().map(parse).collect()
+    let mut image: Image = bytes.chunks(BLOCK).enumerate().map(parse).collect::<Result<_, _>>()?;
+    image.resize(BLOCKS_MAX, 0);
+    Ok(image)
 }
 
 /// All that was written.
@@ -75,11 +79,20 @@ impl Model {
     }
 
     fn image(&self, batches: usize) -> Image {
-        let mut image = vec![0; BLOCKS];
+        let mut image = vec![0; BLOCKS_MAX];
         for (block, value) in self.batches.iter().take(batches).flatten() {
             image[*block] = *value;
         }
         image
+    }
+
+    /// Whether a block that was read, while no batch is in flight, is what was written last.
+    pub(crate) fn check_read(&self, block: usize, value: u64) -> Result<(), String> {
+        let writes = self.batches.iter().rev().find_map(|batch| batch.get(&block));
+        match writes.copied().unwrap_or(0) {
+            last if last == value => Ok(()),
+            last => Err(format!("block {block} is read as {value}, the last write was {last}")),
+        }
     }
 
     /// The last state from batch `from` on that the image can be.
@@ -133,6 +146,12 @@ impl Model {
         }
     }
 
+    /// The storage role has lost what it knew: gids that never came to the archive may be given
+    /// again. Those that did not are forgotten.
+    pub(crate) fn only_arrived(&mut self, arrived: &[u64]) {
+        self.snapshots.retain(|gid, _| arrived.contains(gid));
+    }
+
     pub(crate) fn snapshots(&self) -> Vec<u64> {
         self.snapshots.keys().copied().collect()
     }
@@ -165,7 +184,7 @@ mod tests {
         model.flushed();
         model.note_snapshot(5).unwrap();
         model.begin(Batch::from([(1, 3), (2, 4)]));
-        let mut image = vec![0; BLOCKS];
+        let mut image = vec![0; BLOCKS_MAX];
         (image[0], image[1], image[2]) = (1, 2, 4);
         assert_eq!(model.check(6, &image, 0), Ok(1));
         assert!(model.check(5, &image, 0).is_err());
@@ -173,8 +192,13 @@ mod tests {
         assert_eq!(model.image(2), image);
         image[0] = 9;
         assert!(model.check(6, &image, 0).is_err());
-        assert!(model.recover(&vec![0; BLOCKS], true).is_err());
+        assert!(model.recover(&vec![0; BLOCKS_MAX], true).is_err());
         let bytes: Vec<u8> = image.iter().flat_map(|v| block(*v)).collect();
         assert_eq!(values(&bytes).unwrap(), image);
+        assert_eq!(values(&bytes[..SIZE]).unwrap(), image, "what it has not yet is zeros");
+        assert!(values(&bytes[..SIZE + 512]).is_err());
+        assert_eq!(model.check_read(1, 2), Ok(()));
+        assert!(model.check_read(1, 3).is_err(), "the write that was lost");
+        assert_eq!(model.check_read(9, 0), Ok(()));
     }
 }

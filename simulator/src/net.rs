@@ -65,6 +65,8 @@ struct State {
     connections: Vec<Arc<Mutex<Connection>>>,
     /// Pairs of hosts that cannot connect.
     apart: Vec<[String; 2]>,
+    /// Who says something else than he means: who, what, and what arrives of it.
+    liars: Vec<(String, Vec<u8>, Vec<u8>)>,
     moved: u64,
 }
 
@@ -85,6 +87,7 @@ impl Net {
             servers: BTreeMap::new(),
             connections: Vec::new(),
             apart: Vec::new(),
+            liars: Vec::new(),
             moved: 0,
         })))
     }
@@ -190,6 +193,12 @@ impl Net {
         self.cut(a, b);
     }
 
+    /// From now on these bytes of a host arrive as others, of the same number.
+    pub(crate) fn replace(&self, host: &str, said: &[u8], heard: &[u8]) {
+        let lie = (host.to_owned(), said.to_vec(), heard.to_vec());
+        self.0.lock().liars.push(lie);
+    }
+
     pub(crate) fn heal(&self) {
         self.0.lock().apart.clear();
         self.set_delay_ms(2);
@@ -204,6 +213,16 @@ impl Net {
                 connection.halves.iter_mut().for_each(Half::wake);
             }
         }
+    }
+}
+
+fn replace(data: &mut [u8], said: &[u8], heard: &[u8]) {
+    let mut at = 0;
+    while let Some(found) = data.get_mut(at..at + said.len()) {
+        if found == said {
+            found.copy_from_slice(heard);
+        }
+        at += 1;
     }
 }
 
@@ -236,8 +255,16 @@ struct SimStream {
 
 impl SimStream {
     fn send(&self, data: Option<Vec<u8>>) {
+        let mut data = data;
         let at = {
             let mut state = self.net.0.lock();
+            if !state.liars.is_empty()
+                && let Some(data) = &mut data
+            {
+                let host = self.connection.lock().hosts[self.side].clone();
+                let ours = state.liars.iter().filter(|(liar, ..)| *liar == host);
+                ours.for_each(|(_, said, heard)| replace(data, said, heard));
+            }
             let most = state.delay_ms;
             state.now_ms + 1 + state.rng.random_range(0..most.max(1))
         };

@@ -4,40 +4,39 @@ use crate::defect::{Defect, Defects};
 use crate::disks::Disk;
 use crate::fs::Fs;
 use crate::life::Life;
-use crate::model::{BLOCK, BLOCKS, Model, SIZE, block, values};
+use crate::devices::SimDevices;
+use crate::images::{NoImages, SimImages};
+use crate::model::{BLOCK, Model, SIZE, block, values};
 use crate::net::Net;
-use archive_server::Images;
 use block_io::device::BlockDevice;
 use bytes::Bytes;
 use device_server::{
     ControlService, OverflowPolicy, ReadPiece, Served, Volume, VolumeOptions, format_devices,
 };
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use server_kit::error::RoleError;
-use server_kit::net::{Endpoint, serve};
+use server_kit::net::{Endpoint, Listener, serve};
 use server_kit::shutdown::Shutdown;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use storage_server::device::address::DeviceAddress;
 use storage_server::device::control::ControlDevices;
-use storage_server::device::{Devices, Info, Positions, Regions, Seen, WalbDevice};
 use storage_server::serve::Resync;
-use tokio::sync::watch;
+use tokio::sync::mpsc;
 use tonic::service::Routes;
 use wlog_format::superblock::DeviceName;
-use wlog_format::units::{BlockSize, Lb, LogUuid, Lsid};
+use wlog_format::units::BlockSize;
 
 /// Bytes of the log device, where it never overflows.
 const LOG_BYTES: usize = 2 << 20;
 /// Bytes of one that does: a few seconds of writes.
 const SMALL_LOG_BYTES: usize = 640 << 10;
+/// Wdiffs that an archive opens at a time: few, so that long jobs come back for more.
+const OPEN_WDIFFS: usize = 2;
+/// How often somebody else deletes wdiffs, where that is so.
+const SECOND_OWNER: Duration = Duration::from_millis(20);
 /// Name of the volume.
 pub(crate) const VOLUME: &str = "vol";
 
@@ -126,9 +125,10 @@ impl Process {
         let listener = self.net.listen(self.host, &endpoint(self.host), &self.life);
         let application = application(&volume, &model, &writing, self.seed);
         let serving = serve(listener, Routes::new(service), &shutdown);
-        let (written, served) = tokio::join!(application, serving);
-        written?;
-        served.map_err(|e| e.full_message())
+        tokio::select! {
+            wrong = application => wrong,
+            served = serving => served.map_err(|e| e.full_message()),
+        }
     }
 
     async fn storage(self) -> Result<(), String> {
@@ -189,32 +189,79 @@ impl Process {
             connector: self.net.connector(self.host, &self.life),
             now: Arc::new(server_kit::clock::unix_seconds),
         };
-        let server = archive_server::Server {
+        let listener = self.net.listen(self.host, &endpoint(self.host), &self.life);
+        let served = self.archive_server(world).run(listener, Shutdown::new());
+        tokio::select! {
+            served = served => served.map_err(|e| e.full_message()),
+            never = self.second_owner() => never,
+        }
+    }
+
+    fn archive_server(&self, world: archive_server::World) -> archive_server::Server {
+        archive_server::Server {
             base: format!("/{}", self.host).into(),
             id: self.host.parse().unwrap(),
             settings: archive_server::Settings {
                 flush_bytes: 64 << 10,
+                max_open: OPEN_WDIFFS,
                 silence: Duration::from_secs(10),
                 ..Default::default()
             },
             backend: archive_server::BackendChoice::File,
             retention: None,
             world,
-        };
-        let listener = self.net.listen(self.host, &endpoint(self.host), &self.life);
-        server.run(listener, Shutdown::new()).await.map_err(|e| e.full_message())
+        }
+    }
+
+    /// The deletions of an archive that is started on the same directory again and again, beside
+    /// the one that serves it: they are the product's own, by one who knows of no lease.
+    async fn second_owner(&self) -> Result<(), String> {
+        loop {
+            tokio::time::sleep(SECOND_OWNER).await;
+            if !self.defects.has(Defect::SecondOwner) {
+                continue;
+            }
+            let world = archive_server::World {
+                open_dir: self.fs.open_dir_to_delete(&self.life, &self.defects),
+                images: Arc::new(NoImages),
+                connector: self.net.connector(self.host, &self.life),
+            };
+            let (_nobody, queue) = mpsc::unbounded_channel();
+            let listener = Listener::handed(endpoint(self.host), queue);
+            let served = self.archive_server(world).run(listener, Shutdown::new());
+            let _ = tokio::time::timeout(SECOND_OWNER, served).await;
+        }
     }
 }
 
 async fn read_all(volume: &Volume) -> Result<Vec<u8>, String> {
-    let mut image = Vec::new();
-    for piece in volume.read(0, SIZE).await.map_err(|e| e.to_string())? {
+    let size = usize::try_from(volume.size_bytes()).unwrap();
+    read(volume, 0, size).await
+}
+
+async fn read(volume: &Volume, offset: usize, len: usize) -> Result<Vec<u8>, String> {
+    let mut image: Vec<u8> = Vec::new();
+    for piece in volume.read(offset as u64, len).await.map_err(|e| e.to_string())? {
         match piece {
             ReadPiece::Data(data) => image.extend_from_slice(&data),
             ReadPiece::Zeros(n) => image.resize(image.len() + usize::try_from(n).unwrap(), 0),
         }
     }
     Ok(image)
+}
+
+/// What was acknowledged is read, wherever it is by now (I3).
+async fn read_back(
+    volume: &Volume,
+    model: &Mutex<Model>,
+    blocks: [usize; 2],
+) -> Result<(), String> {
+    for index in blocks {
+        let data = read(volume, index * BLOCK, BLOCK).await?;
+        let (first, _) = data.split_first_chunk().ok_or("a read without data")?;
+        model.lock().check_read(index, u64::from_le_bytes(*first))?;
+    }
+    Ok(())
 }
 
 /// Writes while it may: batches of writes and discards that are in flight together.
@@ -231,7 +278,8 @@ async fn application(
             continue;
         }
         let count = rng.random_range(1..=4);
-        let blocks: BTreeSet<usize> = (0..count).map(|_| rng.random_range(0..BLOCKS)).collect();
+        let size = usize::try_from(volume.size_bytes()).unwrap() / BLOCK;
+        let blocks: BTreeSet<usize> = (0..count).map(|_| rng.random_range(0..size)).collect();
         let discard = rng.random_ratio(1, 12);
         let mut batch = BTreeMap::new();
         for index in blocks {
@@ -239,6 +287,7 @@ async fn application(
             batch.insert(index, value);
         }
         model.lock().begin(batch.clone());
+        let seen = *batch.keys().next().unwrap_or(&0);
         let writes = batch.into_iter().map(|(index, value)| async move {
             let offset = (index * BLOCK) as u64;
             match value {
@@ -250,97 +299,10 @@ async fn application(
             done.map_err(|e| format!("a write failed: {e}"))?;
         }
         model.lock().end();
+        read_back(volume, model, [seen, rng.random_range(0..size)]).await?;
         if rng.random_ratio(1, 8) {
             volume.flush().await.map_err(|e| format!("a flush failed: {e}"))?;
             model.lock().flushed();
         }
-    }
-}
-
-struct SimImages {
-    fs: Fs,
-    life: Life,
-    defects: Defects,
-}
-
-impl Images for SimImages {
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn BlockDevice>> {
-        let image = self.fs.open_image(path, &self.life, &self.defects)?;
-        Ok(Arc::new(image))
-    }
-}
-
-/// The control service of the simulated device, and its disks.
-struct SimDevices {
-    control: ControlDevices,
-    machine: Machine,
-    defects: Defects,
-}
-
-struct SimDevice {
-    control: Arc<dyn WalbDevice>,
-    machine: Machine,
-    defects: Defects,
-}
-
-impl Devices for SimDevices {
-    fn find(&self, address: &DeviceAddress) -> Arc<dyn WalbDevice> {
-        let (machine, defects) = (self.machine.clone(), self.defects.clone());
-        Arc::new(SimDevice { control: self.control.find(address), machine, defects })
-    }
-}
-
-impl WalbDevice for SimDevice {
-    fn address(&self) -> &DeviceAddress {
-        self.control.address()
-    }
-    fn info(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
-        Box::pin(async move {
-            let mut info = self.control.info().await?;
-            if self.defects.has(Defect::HiddenOverflow) {
-                info.status.overflow = false;
-                info.status.positions.oldest = Lsid(0);
-            }
-            Ok(info)
-        })
-    }
-    fn set_oldest(&self, oldest: Lsid) -> BoxFuture<'_, Result<Positions, RoleError>> {
-        if !self.defects.has(Defect::EarlyRelease) {
-            return self.control.set_oldest(oldest);
-        }
-        Box::pin(async move {
-            let all = self.control.info().await?.status.positions.prev_written;
-            self.control.set_oldest(all).await
-        })
-    }
-    fn resize(&self, size: Lb) -> BoxFuture<'_, Result<Info, RoleError>> {
-        self.control.resize(size)
-    }
-    fn take_checkpoint(&self) -> BoxFuture<'_, Result<Positions, RoleError>> {
-        self.control.take_checkpoint()
-    }
-    fn reset_log(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
-        self.control.reset_log()
-    }
-    fn regions(&self, uuid: LogUuid, since: Lsid) -> BoxFuture<'_, Result<Regions, RoleError>> {
-        self.control.regions(uuid, since)
-    }
-    fn begin_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
-        self.control.begin_overwrite()
-    }
-    fn end_overwrite(&self) -> BoxFuture<'_, Result<Info, RoleError>> {
-        self.control.end_overwrite()
-    }
-    fn open_data_for_writing(&self, _: &Info) -> Result<Arc<dyn BlockDevice>, RoleError> {
-        Ok(Arc::new(self.machine.data.clone()))
-    }
-    fn watch(&self) -> watch::Receiver<Seen> {
-        self.control.watch()
-    }
-    fn open_log(&self, _: &Info) -> Result<Arc<dyn BlockDevice>, RoleError> {
-        Ok(Arc::new(self.machine.log.clone()))
-    }
-    fn open_data(&self, _: &Info) -> Result<Arc<dyn BlockDevice>, RoleError> {
-        Ok(Arc::new(self.machine.data.clone()))
     }
 }
