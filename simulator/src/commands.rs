@@ -4,8 +4,8 @@ use crate::cluster::Cluster;
 use crate::model::{BLOCK, BLOCKS, BLOCKS_MAX};
 use crate::roles::VOLUME;
 use controller::client::Controller;
-use controller::ops::archive::RestorePoint;
 use controller::error::ControlError;
+use controller::ops::archive::RestorePoint;
 use controller::ops::hash::HashBackupOptions;
 use controller::ops::replicate::ReplicateOptions;
 use controller::ops::{archive, backup, hash, replicate, resize, setup};
@@ -165,7 +165,5 @@ pub(crate) fn resize(c: &mut Cluster) -> Result<(), String> {
 }
 
 pub(crate) fn resize_to(c: &mut Cluster, bytes: u64, limit_ms: u64) -> Result<Done, String> {
-    c.control(limit_ms, async |ctl: Controller| {
-        resize::resize(&ctl, VOLUME, bytes).await.map(drop)
-    })
+    c.control(limit_ms, async |ctl: Controller| resize::resize(&ctl, VOLUME, bytes).await.map(drop))
 }

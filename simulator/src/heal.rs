@@ -86,10 +86,7 @@ fn attempt(c: &mut Cluster) -> Result<Result<(), String>, String> {
 }
 
 /// Takes a snapshot and waits until the archives have it.
-fn last_snapshot(
-    c: &mut Cluster,
-    archives: &[&'static str],
-) -> Result<Result<(), String>, String> {
+fn last_snapshot(c: &mut Cluster, archives: &[&'static str]) -> Result<Result<(), String>, String> {
     if !c.pause_writes(WRITES_MS)? {
         return Err("stuck: the application's writes do not end".into());
     }

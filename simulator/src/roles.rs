@@ -1,11 +1,11 @@
 //! The roles as processes of simulated hosts: the real servers, on simulated seams.
 
 use crate::defect::{Defect, Defects};
+use crate::devices::SimDevices;
 use crate::disks::Disk;
 use crate::fs::Fs;
-use crate::life::Life;
-use crate::devices::SimDevices;
 use crate::images::{NoImages, SimImages};
+use crate::life::Life;
 use crate::model::{BLOCK, Model, SIZE, block, values};
 use crate::net::Net;
 use block_io::device::BlockDevice;

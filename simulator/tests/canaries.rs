@@ -82,7 +82,12 @@ fn records_of_the_storage_server_that_are_not_synced() {
 /// I6: a gid that was told means something else after a restart.
 #[test]
 fn a_record_that_forgets_its_last_gid() {
-    is_told(Defect::OldRecords, 's', Some(Story::ToldSnapshot), &["is used again", "must be batch"]);
+    is_told(
+        Defect::OldRecords,
+        's',
+        Some(Story::ToldSnapshot),
+        &["is used again", "must be batch"],
+    );
 }
 
 /// I7: an apply that says that it has ended before the image is durable.

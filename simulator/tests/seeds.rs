@@ -27,9 +27,8 @@ fn seeds_to_1000() {
 /// Each reaches its state from any seed, or fails.
 #[test]
 fn stories() {
-    let cases = (0..5).flat_map(|seed| {
-        Story::ALL.map(|story| Case { story: Some(story), ..Case::seed(seed) })
-    });
+    let cases = (0..5)
+        .flat_map(|seed| Story::ALL.map(|story| Case { story: Some(story), ..Case::seed(seed) }));
     seeds().run_all(cases);
 }
 
