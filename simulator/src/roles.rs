@@ -225,6 +225,7 @@ impl Process {
                 open_dir: self.fs.open_dir_to_delete(&self.life, &self.defects),
                 images: Arc::new(NoImages),
                 connector: self.net.connector(self.host, &self.life),
+                now: Arc::new(server_kit::clock::unix_seconds),
             };
             let (_nobody, queue) = mpsc::unbounded_channel();
             let listener = Listener::handed(endpoint(self.host), queue);
