@@ -222,7 +222,8 @@ mod tests {
         StateFile::<Record>::new(real, STATE_FILE).store(&record).unwrap();
         std::fs::File::create(dir.join("base.img")).unwrap().set_len(4096 * 512).unwrap();
         for diff in diffs() {
-            let data: Vec<u8> = (0..WDIFF_BYTES).map(|i| (i * 31 % 251) as u8 | 1).collect();
+            let bytes = (0..=250_u8).cycle().step_by(31).map(|byte| byte | 1);
+            let data: Vec<u8> = bytes.take(WDIFF_BYTES).collect();
             let record = DiffRecord::from_raw(wlog_format::units::Lb(0), data.into()).unwrap();
             let mut writer = SortedWriter::new(Vec::new(), LogUuid([7; 16])).unwrap();
             let mut codec = Codec::new(Compression::NONE);
@@ -250,7 +251,7 @@ mod tests {
         if !base.join("vol0").exists() {
             return Vec::new();
         }
-        let dir: Arc<dyn DurableDir> = Arc::new(RealDir::open(&base.join("vol0")).unwrap());
+        let dir: Arc<dyn DurableDir> = Arc::new(RealDir::open(base.join("vol0")).unwrap());
         let ledger = Ledger::load(dir);
         diffs().iter().map(|diff| ledger.read_back_s(diff)).collect()
     }
