@@ -263,7 +263,22 @@ async fn file_backend(test: &str, mkfs: &[&str]) {
     shares_blocks(&filesystem).await;
 }
 
-/// A restored image takes the space of what is different in it, and gives it back.
+/// Bytes of a file that are not shared with another one, and of those that are.
+fn extents(path: &str) -> (u64, u64) {
+    let listed = run("filefrag", &["-k", "-v", path]);
+    let (mut own, mut shared) = (0, 0);
+    for line in listed.lines() {
+        // Number: logical: physical: length: expected: flags
+        let fields: Vec<_> = line.split(':').map(str::trim).collect();
+        let Some(kib) = fields.get(3).and_then(|length| length.parse::<u64>().ok()) else {
+            continue;
+        };
+        *if line.contains("shared") { &mut shared } else { &mut own } += kib << 10;
+    }
+    (own, shared)
+}
+
+/// A restored image has of its own what is different in it, and gives its space back.
 async fn shares_blocks(filesystem: &Filesystem) {
     let dir = filesystem.path.join("shared");
     std::fs::create_dir(&dir).unwrap();
@@ -272,10 +287,10 @@ async fn shares_blocks(filesystem: &Filesystem) {
     let mut client = filled(&archive, &device).await;
     let before = filesystem.used();
     let path = restore(&mut client, 1, device.now()).await;
-    let taken = filesystem.used().saturating_sub(before);
-    assert!(taken < device.now().len() as u64 / 4, "{taken} bytes for a clone");
-    let extents = run("filefrag", &["-v", &path]);
-    assert!(extents.contains("shared"), "{extents}");
+    // Not by what the file system has in use: XFS keeps room for further copies on write for a while.
+    let (own, shared) = extents(&path);
+    let most = device.now().len() as u64 / 4;
+    assert!(own < most && shared > most, "{own} bytes of its own, {shared} shared");
     delete(&mut client, 1).await;
     until("the space of the restored image", || async {
         (filesystem.used() <= before + (256 << 10)).then_some(())
