@@ -14,6 +14,7 @@
 mod common;
 
 use archive_server::{FileImages, Settings};
+use common::outside::{copied, has, run};
 use common::{Answer, Archive, Client, Device, VOLUME, messages, meta, reason, same, start_of};
 use common::{filled, until, volume};
 use proto::v1::merge_request::Until;
@@ -68,33 +69,6 @@ async fn unmount(client: &mut Client, id: &str) -> Answer<()> {
 
 async fn mounts(client: &mut Client) -> Vec<Mounted> {
     client.archive.list_mounts(VolumeRef::default()).await.unwrap().into_inner().mounts
-}
-
-/// Whether a program is there; else the test says that it is skipped.
-fn has(test: &str, program: &str) -> bool {
-    let found = Command::new("which").arg(program).output().is_ok_and(|o| o.status.success());
-    if !found {
-        eprintln!("SKIPPED {test}: {program} is not installed");
-    }
-    found
-}
-
-async fn run(program: &str, args: &[&str]) -> String {
-    let mut command = tokio::process::Command::new(program);
-    let output = command.args(args).kill_on_drop(true).output();
-    let output = tokio::time::timeout(common::LIMIT, output).await.unwrap().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{program} {args:?}: {text} {output:?}");
-    text
-}
-
-/// The whole of an export, read by nbdcopy.
-async fn copied(dir: &Path, uri: &str) -> Vec<u8> {
-    let to = dir.join("copy.img");
-    run("nbdcopy", &[uri, to.to_str().unwrap()]).await;
-    let copy = std::fs::read(&to).unwrap();
-    std::fs::remove_file(&to).unwrap();
-    copy
 }
 
 async fn check(dir: &Path, mounted: &Mounted, device: &Device) {

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod hooked;
+pub mod outside;
 pub mod pair;
 pub mod sync;
 
