@@ -287,7 +287,8 @@ async fn shares_blocks(filesystem: &Filesystem) {
     let mut client = filled(&archive, &device).await;
     let before = filesystem.used();
     let path = restore(&mut client, 1, device.now()).await;
-    // Not by what the file system has in use: XFS keeps room for further copies on write for a while.
+    // Not by what the file system has in use: XFS keeps room for further copies on write for a
+    // while.
     let (own, shared) = extents(&path);
     let most = device.now().len() as u64 / 4;
     assert!(own < most && shared > most, "{own} bytes of its own, {shared} shared");

@@ -1,5 +1,5 @@
-//! An archive with very many small wdiffs: start, plan of a restore, a wdiff more, the first read of
-//! a mount, and reads through it against the raw image.
+//! An archive with very many small wdiffs: start, plan of a restore, a wdiff more, the first read
+//! of a mount, and reads through it against the raw image.
 //!
 //! `BENCH_DIFFS=100000 cargo bench -p benches --bench mount` goes on to that many wdiffs (default
 //! 100; about 16 KiB of disk each, below `TMPDIR`). The wdiffs are laid out by the library, each
@@ -307,8 +307,8 @@ async fn row(dir: &Path, diffs: u64, runtime: &tokio::runtime::Runtime) {
     }
     let (plan, add) = catalogue(diffs);
     println!(
-        "{diffs:>7} | {started:>8.1} | {plan:>7.2} {asked:>8.1} | {add:>7.4} {:>8.1} | {first:>8.1} \
-         {unindexed:>9.0} | {more:>6} | {random:>8.0} {sequential:>7.0}",
+        "{diffs:>7} | {started:>8.1} | {plan:>7.2} {asked:>8.1} | {add:>7.4} {:>8.1} | \
+         {first:>8.1} {unindexed:>9.0} | {more:>6} | {random:>8.0} {sequential:>7.0}",
         median(adds)
     );
 }
@@ -317,8 +317,8 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
     println!(
-        "  wdiffs | start ms | plan ms: alone, asked | add ms: alone, sent | first read ms, without \
-         index | MiB more | 4k reads/s, MiB/s"
+        "  wdiffs | start ms | plan ms: alone, asked | add ms: alone, sent | first read ms, \
+         without index | MiB more | 4k reads/s, MiB/s"
     );
     for diffs in [10, 100, 1_000, 10_000, 100_000].into_iter().filter(|n| *n <= most()) {
         runtime.block_on(row(dir.path(), diffs, &runtime));

@@ -1,9 +1,10 @@
 //! The product against what a user would take instead, side by side in one run.
 //!
-//! Each row is a file of `rows` (a new one is added to `rows::all`) and has several cases. A case runs its sides in rounds A B A B on
-//! the same files, devices and settings, after one round that is not counted; the ratio is taken
-//! round by round. The results go into a JSON file, in which rows that were not run stay as they
-//! are, and from that into a table. A side whose program is missing is skipped, by name.
+//! Each row is a file of `rows` (a new one is added to `rows::all`) and has several cases. A case
+//! runs its sides in rounds A B A B on the same files, devices and settings, after one round that
+//! is not counted; the ratio is taken round by round. The results go into a JSON file, in which
+//! rows that were not run stay as they are, and from that into a table. A side whose program is
+//! missing is skipped, by name.
 //!
 //! `cargo build --release --bins && target/release/compare --help`
 #![forbid(unsafe_code)]

@@ -103,7 +103,8 @@ fn line(text: &mut String, case: &CaseResult, side: &SideResult) {
     let title = if is_ours { case.name.as_str() } else { "" };
     let _ = writeln!(
         text,
-        "| {title} | {name} | {figure} | {ratio} | {wanted} | {verdict} | {peak} | {cpu} | {others} |"
+        "| {title} | {name} | {figure} | {ratio} | {wanted} | {verdict} | {peak} | {cpu} \
+         | {others} |"
     );
 }
 

@@ -45,8 +45,8 @@
 //! 7. `checkpoint` flushes the data device and records `written_lsid`: redo will not look at it
 //!    again.
 //!
-//! All of this, and the NBD connections of the volume, happens on one thread (`io_threads`), so that
-//! no step wakes another thread.
+//! All of this, and the NBD connections of the volume, happens on one thread (`io_threads`), so
+//! that no step wakes another thread.
 //!
 //! # Positions
 //!

@@ -124,7 +124,8 @@ fn forked_history(c: &mut Cluster) -> Result<(), String> {
     Ok(())
 }
 
-/// A restore opens its wdiffs one after the other; an apply and a merge make them needless meanwhile.
+/// A restore opens its wdiffs one after the other; an apply and a merge make them needless
+/// meanwhile.
 fn readers_beside_apply(c: &mut Cluster) -> Result<(), String> {
     write_for(c, 8000..12_000)?;
     snapshot(c)?;
@@ -209,7 +210,8 @@ fn lost_snapshots(c: &mut Cluster) -> Result<(), String> {
     Ok(())
 }
 
-/// A snapshot is told while nothing can be shipped; then the storage server dies, and takes another.
+/// A snapshot is told while nothing can be shipped; then the storage server dies, and takes
+/// another.
 fn told_snapshot(c: &mut Cluster) -> Result<(), String> {
     let storage = c.index("s0");
     write_for(c, 500..1500)?;

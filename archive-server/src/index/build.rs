@@ -1,5 +1,5 @@
-//! From wdiffs to runs. Memory is bounded: entries are sorted [`ENTRIES_MAX`] at a time, and a wdiff
-//! that alone has more is read once for each class of entries, which come out sorted.
+//! From wdiffs to runs. Memory is bounded: entries are sorted [`ENTRIES_MAX`] at a time, and a
+//! wdiff that alone has more is read once for each class of entries, which come out sorted.
 
 use super::{INDEX_DIR, failed, wdiff_failed};
 use crate::leases::Lease;

@@ -11,8 +11,8 @@
 //! the runs that cover wanted diffs. So receiving and deleting wdiffs never waits for the index:
 //! diffs that no run covers yet are indexed in memory by those who read, less than a batch of them
 //! ([`Settings`](crate::Settings)), and diffs that are gone are passed over. A background task
-//! ([`tend`]) covers what is new, a batch at a time, and keeps the runs few: eight of like size become one, and a run of which half is gone
-//! is written again without that.
+//! ([`tend`]) covers what is new, a batch at a time, and keeps the runs few: eight of like size
+//! become one, and a run of which half is gone is written again without that.
 //!
 //! Invariants: a run is derived: one that is missing, damaged or of another version is taken away,
 //! said in the log, and made again from the wdiffs (I8); a run takes its name when it is whole and

@@ -9,11 +9,10 @@
 //! Invariants: a mount leases its wdiffs (I12), so applies, merges and gc beside it leave it as it
 //! is; an apply writes only blocks that its diffs have, so one up to the mount's gid changes none
 //! of what the mount reads from the base image, and one beyond it copies what it writes over into a
-//! file of each mount without a clone first (`kept`); "where is the base image", the leases and being listed are one step for an
-//! apply (`image_gate`). Mounts end with the process; what they leave is known by its name at
-//! start.
-//! Memory: that of views, and [`CLIENT_BYTES`] for the clients of each of [`MOUNTS_MAX`] mounts of
-//! a volume.
+//! file of each mount without a clone first (`kept`); "where is the base image", the leases and
+//! being listed are one step for an apply (`image_gate`). Mounts end with the process; what they
+//! leave is known by its name at start. Memory: that of views, and [`CLIENT_BYTES`] for the clients
+//! of each of [`MOUNTS_MAX`] mounts of a volume.
 
 mod cow;
 mod export;

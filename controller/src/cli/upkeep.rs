@@ -78,7 +78,7 @@ pub struct ScheduleArgs {
     /// Merge no more than this into one wdiff [default: 1G]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_merge: Option<u64>,
-    /// Compression on the wire: TYPE[:LEVEL] [default: zstd:1]
+    /// Compression on the wire, as in zstd:1 or lz4 [default: zstd:1]
     #[arg(long, value_name = "TYPE")]
     pub compress: Option<String>,
     /// Send every wdiff as it is
