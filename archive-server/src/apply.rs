@@ -1,9 +1,10 @@
 //! Apply: the base image moves on to a later snapshot, and the diffs that it then has go
 //! (`semantics.md` §5.9).
 //!
-//! Invariant I7, in this order: files open -> "applying" durable -> blocks -> flush -> "done"
-//! durable -> files deleted. A crash in between is found at start, and the same diffs are applied
-//! again.
+//! The wdiffs are read back as a whole before the image changes: damage leaves it, and all older
+//! snapshots, as they were. Invariant I7, in this order: files open -> "applying" durable ->
+//! blocks -> flush -> "done" durable -> files deleted. A crash in between is found at start, and
+//! the same diffs are applied again.
 
 use crate::archive::{Archive, turn};
 use crate::backend::Image;
@@ -36,8 +37,6 @@ pub(crate) struct Target {
     pub(crate) gid: Gid,
     /// 0: as fast as it goes.
     pub(crate) bytes_per_s: u64,
-    /// The wdiffs are read back as a whole before the base image says that it is changing.
-    pub(crate) read_first: bool,
 }
 
 /// Starts to apply everything up to the snapshot that the request names.
@@ -55,7 +54,7 @@ pub(crate) fn start(
             return Err(RoleError::bad_request(why).with_volume(&volume.name));
         }
     };
-    let target = Target { gid, bytes_per_s: request.bytes_per_s, read_first: false };
+    let target = Target { gid, bytes_per_s: request.bytes_per_s };
     let job = begin(&volume, target)?;
     let archive = archive.clone();
     let name = volume.name.clone();
@@ -112,7 +111,7 @@ pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
     let usable = volume.require_active(APPLY).is_ok();
     let Some(to) = volume.with(|c| c.base.applying_to()) else { return };
     let bytes_per_s = volume.upkeep.bytes_per_s();
-    let target = Target { gid: to.begin(), bytes_per_s, read_first: false };
+    let target = Target { gid: to.begin(), bytes_per_s };
     let Ok(job) = volume.jobs.begin(volume.name.as_str(), APPLY, &EXCLUDED) else { return };
     if !usable {
         return;
@@ -187,7 +186,8 @@ async fn rounds(
         total += volume.size().bytes();
         handle.set_total(total);
         volume.images.room(archive.settings.reserve_bytes)?;
-        if target.read_first {
+        // An unfinished apply has changed the image already.
+        if volume.with(|c| c.base.applying_to().is_none()) {
             read(volume, job, round.clone()).await?;
         }
         apply_round(volume, (job, handle, &mut pace), round).await?;

@@ -20,7 +20,7 @@ use common::{
 };
 use proto::v1::full_sync_request::Step;
 use proto::v1::restore_request::Point;
-use proto::v1::{FullSyncReply, FullSyncRequest, OperationStatus, VolumeRef};
+use proto::v1::{FullSyncReply, FullSyncRequest, OperationStatus, SnapshotRef, VolumeRef};
 use server_kit::error::Reason;
 use std::io;
 use std::sync::Arc;
@@ -403,21 +403,48 @@ async fn a_damaged_or_missing_wdiff_is_named_and_harms_only_what_needs_it() {
     assert!(client.get().await.error.contains(name.as_str()), "the damage is still there");
     let applied = client.apply(4).await.unwrap();
     assert_eq!(applied.detail.unwrap().reason(), Reason::Damaged);
+    assert_eq!(client.get().await.base.unwrap().end, None, "the base image was not touched");
+    let restored = SnapshotRef { volume: VOLUME.into(), gid: 2 };
+    client.archive.delete_restored(restored).await.unwrap();
+    same(&client.restored(2).await, &device.history[2], "older than the damage");
     std::fs::remove_file(&path).unwrap();
     archive.kill();
     let archive = Archive::start(&dir);
-    let mut client = archive.client();
-    let status = client.get().await;
-    // The apply said what it was up to: only the missing diff leads out of that.
-    assert!(status.error.contains("a wdiff is missing"), "{}", status.error);
     assert_eq!(archive.files(".wdiff").len(), 3, "nothing behind the gap is deleted");
     file[at] ^= 0x40;
     archive.kill();
     std::fs::write(&path, &file).unwrap();
     let archive = Archive::start(&dir);
     let mut client = archive.client();
-    until_base(&client, 4).await;
+    assert_eq!(client.apply(4).await.unwrap().status(), OperationStatus::Done);
     same(&client.restored(4).await, &device.history[4], "after the file was brought back");
     assert_eq!(client.get().await.error, "");
     assert!(client.archive.list_restored(volume()).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unfinished_apply_says_which_wdiff_is_missing_and_goes_on_when_it_is_back() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), device(4));
+    let (images, left) = limited(Then::Hang);
+    let archive = Archive::with(&dir, common::settings(), images);
+    let mut client = filled(&archive, &device).await;
+    left.store(7, Ordering::SeqCst);
+    client.archive.apply(common::apply_to(4)).await.unwrap();
+    until("the writes", || async { (left.load(Ordering::SeqCst) < 0).then_some(()) }).await;
+    archive.kill();
+    let wdiffs = common::files(&dir.path().join("a0/vol0"), ".wdiff");
+    let (path, away) = (dir.path().join("a0/vol0").join(&wdiffs[2]), dir.path().join("away"));
+    std::fs::rename(&path, &away).unwrap();
+    let archive = Archive::start(&dir);
+    let status = archive.client().get().await;
+    // The apply said what it was up to: only the missing diff leads out of that.
+    assert!(status.error.contains("a wdiff is missing"), "{}", status.error);
+    assert_eq!(archive.files(".wdiff").len(), 3, "nothing behind the gap is deleted");
+    archive.kill();
+    std::fs::rename(&away, &path).unwrap();
+    let archive = Archive::start(&dir);
+    let mut client = archive.client();
+    until_base(&client, 4).await;
+    same(&client.restored(4).await, &device.history[4], "after the file was brought back");
+    assert_eq!(client.get().await.error, "");
 }

@@ -316,7 +316,7 @@ impl Run {
         handle: &OperationHandle,
         gid: Gid,
     ) -> Result<(), RoleError> {
-        let target = apply::Target { gid, bytes_per_s: self.bytes_per_s, read_first: true };
+        let target = apply::Target { gid, bytes_per_s: self.bytes_per_s };
         let job = apply::begin(volume, target)?;
         apply::to_its_end(archive, volume, job, handle, target).await.map(drop)
     }
