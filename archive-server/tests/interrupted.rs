@@ -433,15 +433,16 @@ async fn an_unfinished_apply_says_which_wdiff_is_missing_and_goes_on_when_it_is_
     until("the writes", || async { (left.load(Ordering::SeqCst) < 0).then_some(()) }).await;
     archive.kill();
     let wdiffs = common::files(&dir.path().join("a0/vol0"), ".wdiff");
-    let (path, away) = (dir.path().join("a0/vol0").join(&wdiffs[2]), dir.path().join("away"));
-    std::fs::rename(&path, &away).unwrap();
+    let path = dir.path().join("a0/vol0").join(&wdiffs[2]);
+    let wdiff = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
     let archive = Archive::start(&dir);
     let status = archive.client().get().await;
     // The apply said what it was up to: only the missing diff leads out of that.
     assert!(status.error.contains("a wdiff is missing"), "{}", status.error);
     assert_eq!(archive.files(".wdiff").len(), 3, "nothing behind the gap is deleted");
     archive.kill();
-    std::fs::rename(&away, &path).unwrap();
+    std::fs::write(&path, wdiff).unwrap();
     let archive = Archive::start(&dir);
     let mut client = archive.client();
     until_base(&client, 4).await;
