@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use nix::sys::statvfs::statvfs;
 use tempfile::TempDir;
 
 use crate::Args;
@@ -41,6 +43,18 @@ pub(crate) struct Side<'a> {
     run: Option<Run<'a>>,
 }
 
+impl Sample {
+    /// Of a side that is more than one process.
+    pub(crate) const fn of(figure: f64) -> Self {
+        Self { figure, usage: None }
+    }
+
+    /// So many bytes were worked through since `start`.
+    pub(crate) fn throughput(bytes: u64, start: Instant) -> Self {
+        Self::of(megabytes(bytes) / start.elapsed().as_secs_f64())
+    }
+}
+
 impl<'a> Side<'a> {
     pub(crate) fn ours(run: Run<'a>) -> Self {
         Self { name: "walb", at_least: None, run: Some(run) }
@@ -57,6 +71,9 @@ impl<'a> Side<'a> {
     }
 }
 
+/// A side's name, how many times better ours has to be, its rounds.
+type Samples = (&'static str, Option<f64>, Vec<Sample>);
+
 /// What a case is.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
@@ -65,6 +82,39 @@ pub(crate) struct Case {
     /// The worst figure that ours may have.
     pub(crate) limit: Option<f64>,
     pub(crate) peak_limit_bytes: Option<u64>,
+}
+
+impl Case {
+    /// Without limits of its own.
+    pub(crate) fn new(name: impl Into<String>, unit: Unit) -> Self {
+        Self { name: name.into(), unit, limit: None, peak_limit_bytes: None }
+    }
+
+    /// The worst figure that ours may have.
+    pub(crate) fn limit(self, limit: f64) -> Self {
+        Self { limit: Some(limit), ..self }
+    }
+}
+
+/// The figures of a side, of rounds that were measured together with something else.
+pub(crate) struct Figures {
+    name: &'static str,
+    at_least: Option<f64>,
+    figures: Vec<f64>,
+}
+
+impl Figures {
+    pub(crate) const fn ours(figures: Vec<f64>) -> Self {
+        Self { name: "walb", at_least: None, figures }
+    }
+
+    pub(crate) const fn peer(name: &'static str, at_least: f64, figures: Vec<f64>) -> Self {
+        Self { name, at_least: Some(at_least), figures }
+    }
+
+    pub(crate) const fn limit(name: &'static str, figures: Vec<f64>) -> Self {
+        Self { name, at_least: None, figures }
+    }
 }
 
 /// The surroundings of one row, and what it found out.
@@ -83,13 +133,7 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
-        let this = std::env::current_exe().context("cannot find this program")?;
-        let walb = this.with_file_name("walb");
-        anyhow::ensure!(
-            walb.is_file(),
-            "{} is missing: `cargo build --release --bins` makes it",
-            walb.display()
-        );
+        let walb = tests::process::binary("walb")?;
         let scratch = TempDir::with_prefix_in("walb-compare.", &args.scratch)
             .with_context(|| format!("cannot use {}", args.scratch.display()))?;
         Ok(Self {
@@ -104,6 +148,11 @@ impl Bench {
             cases: Vec::new(),
             skipped: BTreeSet::new(),
         })
+    }
+
+    /// Counted rounds.
+    pub(crate) const fn rounds(&self) -> usize {
+        self.rounds
     }
 
     /// Only to see that it runs?
@@ -140,6 +189,16 @@ impl Bench {
             .with_context(|| format!("cannot use {}", self.disk.display()))
     }
 
+    /// [`Bench::disk`], which has room for so many bytes.
+    pub(crate) fn disk_with(&self, bytes: u64) -> anyhow::Result<TempDir> {
+        let dir = self.disk()?;
+        let free = statvfs(dir.path())?;
+        let free = free.blocks_available() * free.fragment_size();
+        let at = self.disk.display();
+        ensure!(free >= bytes, "{at} has {free} bytes free, {bytes} are needed: see --disk");
+        Ok(dir)
+    }
+
     /// Something that could not be measured, and why.
     pub(crate) fn skip(&mut self, what: &str) {
         self.skipped.insert(what.to_owned());
@@ -148,6 +207,11 @@ impl Bench {
     /// A command line of our program.
     pub(crate) fn walb(&self, args: &[&str]) -> Vec<OsString> {
         command(&self.walb, args)
+    }
+
+    /// What our program prints.
+    pub(crate) fn output(&self, args: &[&str]) -> anyhow::Result<String> {
+        tests::outside::run(&self.walb.to_string_lossy(), args)
     }
 
     /// A command line of a tool of the original; `None` when it is missing.
@@ -178,9 +242,24 @@ impl Bench {
                 }
             }
         }
+        let sides = runs.into_iter().map(|(name, at_least, _, samples)| (name, at_least, samples));
+        self.keep(case, sides.collect())
+    }
+
+    /// Keeps what was measured together with something else; the first side is ours.
+    pub(crate) fn record(&mut self, case: Case, sides: Vec<Figures>) -> anyhow::Result<()> {
+        if !self.wants(&case.name) {
+            return Ok(());
+        }
+        let samples = |side: Figures| side.figures.into_iter().map(Sample::of).collect();
+        let sides = sides.into_iter().map(|side| (side.name, side.at_least, samples(side)));
+        self.keep(case, sides.collect())
+    }
+
+    fn keep(&mut self, case: Case, sides: Vec<Samples>) -> anyhow::Result<()> {
         let mut results = Vec::new();
-        let ours: Vec<f64> = runs.first().map(|run| figures(&run.3)).unwrap_or_default();
-        for (index, (name, at_least, _, samples)) in runs.iter().enumerate() {
+        let ours: Vec<f64> = sides.first().map(|side| figures(&side.2)).unwrap_or_default();
+        for (index, (name, at_least, samples)) in sides.iter().enumerate() {
             let compare = (index > 0).then_some(ours.as_slice());
             let result = side_result(name, *at_least, case.unit, samples, compare);
             results.push(result.context("a side without rounds")?);
@@ -223,9 +302,14 @@ pub(crate) fn in_place<'a>(command: Vec<OsString>, bytes: u64) -> Run<'a> {
 
 fn measured(command: &[OsString], bytes: u64) -> anyhow::Result<Sample> {
     let usage = child::measure(command)?;
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-    let figure = bytes as f64 / usage.wall_seconds / 1e6;
+    let figure = megabytes(bytes) / usage.wall_seconds;
     Ok(Sample { figure, usage: Some(usage) })
+}
+
+/// Millions of bytes.
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+pub(crate) fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
 }
 
 fn figures(samples: &[Sample]) -> Vec<f64> {

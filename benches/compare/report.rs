@@ -79,7 +79,7 @@ fn line(text: &mut String, case: &CaseResult, side: &SideResult) {
     let number = |value: Option<f64>, digits| {
         value.map_or_else(String::new, |value| format!("{value:.digits$}"))
     };
-    let figure = spread(&side.figure, 0, case.unit.name());
+    let figure = spread(&side.figure, digits(side.figure.median), case.unit.name());
     let ratio = side.ratio.as_ref().map_or_else(String::new, |ratio| spread(ratio, 2, ""));
     let mut wanted = number(side.at_least, 2);
     if let (true, Some(limit)) = (is_ours, case.limit) {
@@ -106,6 +106,16 @@ fn line(text: &mut String, case: &CaseResult, side: &SideResult) {
         "| {title} | {name} | {figure} | {ratio} | {wanted} | {verdict} | {peak} | {cpu} \
          | {others} |"
     );
+}
+
+/// Three figures say enough.
+fn digits(figure: f64) -> usize {
+    match figure.abs() {
+        100.0.. => 0,
+        10.0.. => 1,
+        1.0.. => 2,
+        _ => 3,
+    }
 }
 
 /// Was the figure reached that was wanted?

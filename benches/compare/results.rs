@@ -13,6 +13,18 @@ pub(crate) enum Unit {
     /// Reads and writes in a second.
     #[serde(rename = "IO/s")]
     OperationsPerSecond,
+    /// Thousandths of a second.
+    #[serde(rename = "ms")]
+    Milliseconds,
+    /// Millions of bytes.
+    #[serde(rename = "MB")]
+    Megabytes,
+    /// Of 2^20 bytes.
+    #[serde(rename = "MiB")]
+    Mebibytes,
+    /// Hundredths of one processor.
+    #[serde(rename = "% of a core")]
+    PercentOfCore,
 }
 
 impl Unit {
@@ -20,12 +32,17 @@ impl Unit {
         match self {
             Self::MegabytesPerSecond => "MB/s",
             Self::OperationsPerSecond => "IO/s",
+            Self::Milliseconds => "ms",
+            Self::Megabytes => "MB",
+            Self::Mebibytes => "MiB",
+            Self::PercentOfCore => "% of a core",
         }
     }
 
     pub(crate) const fn higher_is_better(self) -> bool {
         match self {
             Self::MegabytesPerSecond | Self::OperationsPerSecond => true,
+            Self::Milliseconds | Self::Megabytes | Self::Mebibytes | Self::PercentOfCore => false,
         }
     }
 }

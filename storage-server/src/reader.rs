@@ -24,7 +24,7 @@ use crate::log::Log;
 pub const READ_BYTES: u64 = 1 << 20;
 
 /// Reads in flight.
-const DEPTH: usize = 4;
+pub const DEPTH: usize = 4;
 
 /// Memory of a range without extraordinary packs: reads in flight, and as much again that is
 /// being checked, compressed and sent.

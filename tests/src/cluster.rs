@@ -74,7 +74,8 @@ impl Cluster {
     /// # Errors
     /// A binary is missing, or a role does not come up.
     pub fn start(layout: Layout) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("walb-test-").tempdir()?;
+        let below = layout.below.clone().unwrap_or_else(std::env::temp_dir);
+        let dir = tempfile::Builder::new().prefix("walb-test-").tempdir_in(below)?;
         let group = layout.group();
         let (ctl, direct) = controllers(&layout, dir.path(), &group)?;
         let runtime = tokio::runtime::Runtime::new()?;

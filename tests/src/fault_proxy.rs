@@ -61,6 +61,8 @@ struct Shared {
     fault: watch::Sender<Fault>,
     /// Bytes that [`Fault::CutAfter`] still lets through.
     left: AtomicU64,
+    /// Bytes that have arrived on either side.
+    carried: AtomicU64,
 }
 
 impl FaultProxy {
@@ -71,7 +73,7 @@ impl FaultProxy {
     pub fn start(runtime: &Handle, listen: &Endpoint, to: &Endpoint) -> Result<Self> {
         let (socket, listen) = runtime.block_on(Socket::bind(listen))?;
         let (fault, seen) = watch::channel(Fault::None);
-        let shared = Arc::new(Shared { to: to.clone(), fault, left: AtomicU64::new(0) });
+        let shared = Arc::new(Shared { to: to.clone(), fault, left: 0.into(), carried: 0.into() });
         let accepting = accept(socket, listen.clone(), seen, Arc::clone(&shared));
         let task = runtime.spawn(accepting);
         Ok(Self { shared, listen, task })
@@ -95,6 +97,12 @@ impl FaultProxy {
     #[must_use]
     pub fn fault(&self) -> Fault {
         *self.shared.fault.borrow()
+    }
+
+    /// Bytes that it has carried until now, both ways together.
+    #[must_use]
+    pub fn carried(&self) -> u64 {
+        self.shared.carried.load(Ordering::SeqCst)
     }
 
     /// Waits until [`Fault::CutAfter`] has cut.
@@ -282,6 +290,7 @@ async fn requests(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Un
         if to.write_all(piece).await.is_err() {
             return;
         }
+        s.carried.fetch_add(piece.len() as u64, Ordering::SeqCst);
     }
 }
 
@@ -299,6 +308,7 @@ async fn replies(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unp
         if to.write_all(buffer.get(..read).unwrap_or_default()).await.is_err() {
             return;
         }
+        s.carried.fetch_add(read as u64, Ordering::SeqCst);
     }
 }
 
@@ -347,6 +357,8 @@ mod tests {
         let proxy = FaultProxy::start(runtime.handle(), &any, &echo()).unwrap();
         let mut stream = client(&proxy).unwrap();
         assert_eq!(ask(&mut stream, 40_000).unwrap(), 40_000);
+        let carried = || Ok((proxy.carried() == 80_000).then_some(()));
+        until("all of it is counted", DEADLINE, carried).unwrap();
 
         for silent in [Fault::HalfOpen, Fault::LostReplies] {
             proxy.set(silent);

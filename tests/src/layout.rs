@@ -16,6 +16,8 @@ const FIRST_PORT: usize = 20_000;
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
 pub struct Layout {
+    /// Where the cluster's directory is made; else where temporary files go.
+    pub below: Option<PathBuf>,
     /// Volume names; on each leg each gets a data device and a log device, sparse files.
     pub volumes: Vec<String>,
     /// Bytes of each data device.
@@ -48,6 +50,7 @@ pub struct Layout {
 impl Default for Layout {
     fn default() -> Self {
         Self {
+            below: None,
             volumes: vec!["vol0".to_owned()],
             data_bytes: 64 << 20,
             log_bytes: 64 << 20,

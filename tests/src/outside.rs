@@ -130,6 +130,15 @@ impl LoopDevice {
         run("losetup", &["-f", "--show", &file.to_string_lossy()]).map(Self)
     }
 
+    /// Attaches `file` past the page cache: what is read comes from the disk.
+    ///
+    /// # Errors
+    /// losetup fails, or the filesystem knows no direct I/O.
+    pub fn attach_direct(file: &Path) -> Result<Self> {
+        let path = file.to_string_lossy();
+        run("losetup", &["-f", "--show", "--direct-io=on", &path]).map(Self)
+    }
+
     /// The device node.
     #[must_use]
     pub fn path(&self) -> &str {

@@ -1,21 +1,20 @@
 //! One role as a separate process of the real binary.
 
 use std::fs::OpenOptions;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-/// The built binary of that name, next to the running test.
+/// The built binary of that name, next to the running program or, for a test, one above it.
 ///
 /// # Errors
 /// It has not been built.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let dir = test.parent().and_then(Path::parent).context("a test lives below target/")?;
-    let path = dir.join(name);
-    ensure!(path.is_file(), "{} is missing: cargo build --workspace --bins", path.display());
-    Ok(path)
+    let program = std::env::current_exe()?;
+    let near = program.ancestors().skip(1).take(2).map(|dir| dir.join(name));
+    let found = near.into_iter().find(|path| path.is_file());
+    found.with_context(|| format!("{name} is missing: cargo build --workspace --bins"))
 }
 
 /// A role's process: its command line, and the child while it runs. Killed when dropped.

@@ -38,6 +38,8 @@ const SAME_FLOOR: &[(&str, &str)] = &[
     ("proto", "wdiff-format"),
     // What two roles send of a device, they send by the same code.
     ("server-kit", "block-io"),
+    // Both drive whole clusters of the real programs.
+    ("benches", "tests"),
 ];
 
 fn root() -> PathBuf {

@@ -2,12 +2,17 @@
 
 mod devices;
 mod files;
+mod group;
 mod p1;
 mod p2;
 mod p3;
+mod p4;
 mod p5;
 mod p6;
 mod p7;
+mod p8;
+mod p9;
+mod programs;
 
 use crate::bench::Row;
 
@@ -17,8 +22,11 @@ pub(crate) fn all() -> Vec<Box<dyn Row>> {
         Box::new(p1::ToWdiff),
         Box::new(p2::Merge),
         Box::new(p3::Redo),
+        Box::new(p4::ReadLog),
         Box::new(p5::Writes),
         Box::new(p6::Flushes),
         Box::new(p7::Reads),
+        Box::new(p8::FullBackup),
+        Box::new(p9::HashBackup),
     ]
 }

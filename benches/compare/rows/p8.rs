@@ -1,0 +1,64 @@
+//! A full backup of a volume, with everything that its command does, against a plain copy of the
+//! same image. Both end when the image is on the disk.
+
+use std::time::Instant;
+
+use benches::Payload;
+use tests::cluster::Layout;
+
+use super::files::{MIB, ensure_same_files, name, text};
+use super::group::{Group, VOLUME, image};
+use super::programs::{Qemu, have};
+use crate::bench::{Bench, Case, Row, Run, Sample, Side, throughput};
+use crate::results::Unit;
+
+pub(super) struct FullBackup;
+
+const IMAGE_BYTES: u64 = 4 << 30;
+const LOG_BYTES: u64 = 256 * MIB;
+
+impl Row for FullBackup {
+    fn id(&self) -> &'static str {
+        "P8"
+    }
+
+    fn title(&self) -> &'static str {
+        "full backup of 4 GiB, half of them zero, all roles on this machine, against \
+         `nbdcopy --flush` of the same image from `qemu-nbd` to a file"
+    }
+
+    fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
+        for payload in [Payload::Semi, Payload::Random] {
+            backup(bench, payload)?;
+        }
+        Ok(())
+    }
+}
+
+fn backup(bench: &mut Bench, payload: Payload) -> anyhow::Result<()> {
+    let case = Case::new(format!("{} data", name(payload)), Unit::MegabytesPerSecond);
+    if !bench.wants(&case.name) {
+        return Ok(());
+    }
+    let bytes = bench.sized(IMAGE_BYTES);
+    let layout =
+        Layout { data_bytes: bytes, log_bytes: bench.sized(LOG_BYTES).max(8 * MIB), ..Layout::default() };
+    let mut group = Group::start(bench, layout, 3 * bytes + LOG_BYTES)?;
+    group.adopt(|data| image(data, bytes, payload, true))?;
+    let (data, copy) = (group.cluster.data_path(0, VOLUME), group.file("copy"));
+    let socket = group.file("qemu.sock");
+    let is_there = have("nbdcopy") && have("qemu-nbd");
+    let qemu = is_there.then(|| Qemu::start(&data, &socket)).transpose()?;
+    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    let nbdcopy = ["nbdcopy", "--flush", &uri, text(&copy)?].map(Into::into);
+    let theirs = is_there.then(|| throughput(nbdcopy.into(), bytes, &copy));
+    let ours: Run<'_> = Box::new(|| {
+        group.forget_backups()?;
+        let start = Instant::now();
+        group.cluster.full_backup(VOLUME)?;
+        Ok(Sample::throughput(bytes, start))
+    });
+    bench.measure(case, vec![Side::ours(ours), Side::peer("nbdcopy", 0.9, theirs)])?;
+    drop(qemu);
+    ensure_same_files(&data, &group.base_image())
+}

@@ -1,0 +1,101 @@
+//! Programs that others wrote: fio, qemu-nbd. All come from Debian's packages.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+
+/// How long a server may take to come up.
+const START: Duration = Duration::from_secs(60);
+
+/// Is it on this machine?
+pub(super) fn have(program: &str) -> bool {
+    let tried = Command::new(program).arg("--version").stdout(Stdio::null()).status();
+    tried.is_ok_and(|status| status.success())
+}
+
+/// Waits until somebody serves the socket.
+pub(super) fn wait_for(socket: &Path) -> anyhow::Result<()> {
+    let deadline = Instant::now() + START;
+    while UnixStream::connect(socket).is_err() {
+        ensure!(Instant::now() < deadline, "{} is not served", socket.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// A raw image over NBD, past the page cache. Killed when dropped.
+pub(super) struct Qemu(Child);
+
+impl Qemu {
+    pub(super) fn start(data: &Path, socket: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new("qemu-nbd");
+        command.args(["--cache=none", "--aio=io_uring", "-f", "raw", "-t", "-e", "8", "-k"]);
+        let qemu = Self(command.args([socket, data]).spawn().context("qemu-nbd")?);
+        wait_for(socket)?;
+        Ok(qemu)
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What fio has measured.
+pub(super) struct Measured(serde_json::Value);
+
+impl Measured {
+    /// Runs fio and waits for its end.
+    pub(super) fn by(fio: &mut Command) -> anyhow::Result<Self> {
+        let output = fio.arg("--output-format=json").output().context("fio")?;
+        ensure!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout)?;
+        let json = text.find('{').and_then(|at| text.get(at..)).context("fio says nothing")?;
+        Ok(Self(serde_json::from_str(json)?))
+    }
+
+    /// Reads and writes of the first job together.
+    fn sum(&self, key: &str) -> anyhow::Result<f64> {
+        let of = |side: &str| self.0.pointer(&format!("/jobs/0/{side}/{key}"))?.as_f64();
+        Ok(of("read").context("no reads")? + of("write").context("no writes")?)
+    }
+
+    pub(super) fn operations_per_second(&self) -> anyhow::Result<f64> {
+        self.sum("iops")
+    }
+
+    pub(super) fn megabytes_per_second(&self) -> anyhow::Result<f64> {
+        Ok(self.sum("bw_bytes")? / 1e6)
+    }
+}
+
+/// fio on a file or device, its whole size, past the page cache; `args` say what it does.
+pub(super) fn fio_on(path: &Path, args: &[&str]) -> Command {
+    let mut fio = Command::new("fio");
+    fio.args(["--name=row", "--direct=1", "--ioengine=io_uring"]).args(args);
+    fio.arg(format!("--filename={}", path.display()));
+    fio
+}
+
+/// fio on an NBD export; `args` say what it does.
+pub(super) fn fio_over(uri: &str, args: &[&str]) -> Command {
+    let mut fio = Command::new("fio");
+    fio.args(["--name=row", "--ioengine=nbd", "--group_reporting=1"]).args(args);
+    fio.arg(format!("--uri={uri}"));
+    fio
+}
+
+/// Makes a file of which every block is written once.
+pub(super) fn fill(path: &Path, bytes: u64) -> anyhow::Result<()> {
+    File::create(path)?.set_len(bytes)?;
+    let size = format!("--size={bytes}");
+    let mut fio = fio_on(path, &["--rw=write", "--bs=1m", "--iodepth=4", &size]);
+    Measured::by(&mut fio).map(drop)
+}
