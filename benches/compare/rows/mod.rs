@@ -3,7 +3,10 @@
 mod devices;
 mod files;
 mod group;
+mod load;
 mod p1;
+mod p10;
+mod p14;
 mod p2;
 mod p3;
 mod p4;
@@ -28,5 +31,7 @@ pub(crate) fn all() -> Vec<Box<dyn Row>> {
         Box::new(p7::Reads),
         Box::new(p8::FullBackup),
         Box::new(p9::HashBackup),
+        Box::new(p10::Lag),
+        Box::new(p14::Pipeline),
     ]
 }
