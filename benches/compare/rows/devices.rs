@@ -97,8 +97,7 @@ impl Servers {
         let volume = VolumeSpec { name, data: at("ours"), log: at("log"), overflow: None };
         let ours = Ours::start(volume, &at("ours.sock"))?;
         wait_for(&at("ours.sock"))?;
-        let qemu =
-            if peer { Some(Qemu::start(&at("theirs"), &at("theirs.sock"))?) } else { None };
+        let qemu = if peer { Some(Qemu::start(&at("theirs"), &at("theirs.sock"))?) } else { None };
         Ok(Self { _ours: ours, _qemu: qemu, bytes, dir })
     }
 

@@ -21,6 +21,11 @@ pub(super) const VOLUME: &str = "vol0";
 /// Bytes of data, and then as many zeros, in an image that is half zero.
 const STRIPE_BYTES: usize = 16 << 20;
 
+/// One server of each role.
+pub(super) fn one_of_each() -> Layout {
+    Layout { proxies: 1, ..Layout::default() }
+}
+
 /// The group. Its processes end before its directory goes.
 pub(super) struct Group {
     pub(super) cluster: Cluster,
@@ -28,11 +33,11 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Starts one of each role; `room_bytes` is what all their files may take.
+    /// Starts it; `room_bytes` is what all files may take.
     pub(super) fn start(bench: &Bench, layout: Layout, room_bytes: u64) -> anyhow::Result<Self> {
         let dir = bench.disk_with(room_bytes)?;
         let below = Some(dir.path().to_owned());
-        let cluster = Cluster::start(Layout { below, proxies: 1, ..layout })?;
+        let cluster = Cluster::start(Layout { below, ..layout })?;
         Ok(Self { cluster, dir })
     }
 

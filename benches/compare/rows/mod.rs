@@ -1,11 +1,16 @@
 //! The rows, one file each.
 
+mod archive;
 mod devices;
 mod files;
 mod group;
 mod load;
+mod many;
 mod p1;
 mod p10;
+mod p11;
+mod p12;
+mod p13;
 mod p14;
 mod p2;
 mod p3;
@@ -32,6 +37,9 @@ pub(crate) fn all() -> Vec<Box<dyn Row>> {
         Box::new(p8::FullBackup),
         Box::new(p9::HashBackup),
         Box::new(p10::Lag),
+        Box::new(p11::FirstRead),
+        Box::new(p12::Idle),
+        Box::new(p13::LongHistory),
         Box::new(p14::Pipeline),
     ]
 }

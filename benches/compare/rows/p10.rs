@@ -15,7 +15,7 @@ use wdiff_format::open::WdiffReader;
 use wdiff_format::redo::{Content, decode};
 
 use super::files::MIB;
-use super::group::{Group, VOLUME};
+use super::group::{Group, VOLUME, one_of_each};
 use super::load::{BLOCK_BYTES, Steady, number_of};
 use super::programs::{fill, have};
 use crate::bench::{Bench, Case, Figures, Row, megabytes};
@@ -46,12 +46,7 @@ const SETTINGS: &[Setting] = &[
         time: Duration::from_secs(60),
         limits: Some((60.0, 250.0)),
     },
-    Setting {
-        name: "as it comes (1s)",
-        flags: &[],
-        time: Duration::from_secs(20),
-        limits: None,
-    },
+    Setting { name: "as it comes (1s)", flags: &[], time: Duration::from_secs(20), limits: None },
 ];
 
 impl Row for Lag {
@@ -81,7 +76,7 @@ fn lag(bench: &mut Bench, setting: &Setting) -> anyhow::Result<()> {
     // Room for a second of writes at least.
     let sized = |full| bench.sized(full).max(128 * MIB);
     let (volume_bytes, log_bytes) = (sized(VOLUME_BYTES), sized(LOG_BYTES));
-    let layout = Layout { data_bytes: volume_bytes, log_bytes, ..Layout::default() };
+    let layout = Layout { data_bytes: volume_bytes, log_bytes, ..one_of_each() };
     let layout = layout.with_flags("s0", setting.flags);
     let mut group = Group::start(bench, layout, 3 * VOLUME_BYTES + LOG_BYTES)?;
     group.adopt(|data| fill(data, volume_bytes))?;
@@ -183,7 +178,8 @@ fn record(
             part.get(part.len() * percent / 100).copied()
         };
         let figures = lags.chunks(part).filter_map(within).collect();
-        let case = Case { limit, ..Case::new(format!("{}, {what}", setting.name), Unit::Milliseconds) };
+        let case =
+            Case { limit, ..Case::new(format!("{}, {what}", setting.name), Unit::Milliseconds) };
         bench.record(case, vec![Figures::ours(figures)])?;
     }
     let case = Case::new(format!("{}, acknowledged", setting.name), Unit::MegabytesPerSecond);

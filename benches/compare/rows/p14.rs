@@ -12,7 +12,7 @@ use controller::ops::{backup, look, recover, setup, sync};
 use proto::v1::{ArchiveInfo, StopMode};
 use tests::cluster::Layout;
 
-use super::group::{Group, VOLUME};
+use super::group::{Group, VOLUME, one_of_each};
 use super::load::sequential;
 use super::programs::{fill, have};
 use crate::bench::{Bench, Case, Figures, Row, megabytes};
@@ -51,8 +51,7 @@ fn pipeline(bench: &mut Bench, compression: &str) -> anyhow::Result<()> {
     }
     eprintln!("  {}", case.name);
     let bytes = bench.sized(VOLUME_BYTES);
-    let layout =
-        Layout { data_bytes: bytes, log_bytes: bench.sized(LOG_BYTES), ..Layout::default() };
+    let layout = Layout { data_bytes: bytes, log_bytes: bench.sized(LOG_BYTES), ..one_of_each() };
     let rounds = bench.rounds() as u64 + 1;
     let mut group = Group::start(bench, layout, LOG_BYTES + (2 + 2 * rounds) * VOLUME_BYTES)?;
     group.adopt(|data| fill(data, bytes))?;

@@ -57,10 +57,8 @@ impl Row for ReadLog {
 }
 
 fn read(bench: &mut Bench, size: &str, io_bytes: usize) -> anyhow::Result<()> {
-    let case = Case::new(
-        format!("{size} writes, {}", name(Payload::Random)),
-        Unit::MegabytesPerSecond,
-    );
+    let case =
+        Case::new(format!("{size} writes, {}", name(Payload::Random)), Unit::MegabytesPerSecond);
     if !bench.wants(&case.name) {
         return Ok(());
     }

@@ -7,7 +7,7 @@ use benches::Payload;
 use tests::cluster::Layout;
 
 use super::files::{MIB, ensure_same_files, name, text};
-use super::group::{Group, VOLUME, image};
+use super::group::{Group, VOLUME, image, one_of_each};
 use super::programs::{Qemu, have};
 use crate::bench::{Bench, Case, Row, Run, Sample, Side, throughput};
 use crate::results::Unit;
@@ -41,8 +41,11 @@ fn backup(bench: &mut Bench, payload: Payload) -> anyhow::Result<()> {
         return Ok(());
     }
     let bytes = bench.sized(IMAGE_BYTES);
-    let layout =
-        Layout { data_bytes: bytes, log_bytes: bench.sized(LOG_BYTES).max(8 * MIB), ..Layout::default() };
+    let layout = Layout {
+        data_bytes: bytes,
+        log_bytes: bench.sized(LOG_BYTES).max(8 * MIB),
+        ..one_of_each()
+    };
     let mut group = Group::start(bench, layout, 3 * bytes + LOG_BYTES)?;
     group.adopt(|data| image(data, bytes, payload, true))?;
     let (data, copy) = (group.cluster.data_path(0, VOLUME), group.file("copy"));

@@ -10,7 +10,7 @@ use proto::v1::StopMode;
 use tests::cluster::Layout;
 
 use super::files::MIB;
-use super::group::{Group, VOLUME, image};
+use super::group::{Group, VOLUME, image, one_of_each};
 use super::programs::{Measured, fio_on, fio_over, have};
 use crate::bench::{Bench, Case, Figures, Row, Run, Sample, Side, megabytes};
 use crate::results::Unit;
@@ -42,7 +42,7 @@ impl Row for HashBackup {
             data_bytes: bytes,
             log_bytes: bench.sized(LOG_BYTES).max(8 * MIB),
             fronts: vec!["a0".to_owned()],
-            ..Layout::default()
+            ..one_of_each()
         };
         let mut group = Group::start(bench, layout, 3 * bytes + LOG_BYTES)?;
         group.adopt(|data| image(data, bytes, Payload::Random, false))?;
