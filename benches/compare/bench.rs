@@ -295,6 +295,12 @@ pub(crate) fn throughput<'a>(command: Vec<OsString>, bytes: u64, output: &'a Pat
     })
 }
 
+/// A shell script as a command; `args` are its `$1`, `$2`...
+pub(crate) fn shell(script: &str, args: Vec<OsString>) -> Vec<OsString> {
+    let shell = ["sh", "-ec", script, "sh"].map(OsString::from);
+    shell.into_iter().chain(args).collect()
+}
+
 /// A run that is one command which works through `bytes` bytes and changes a file that stays.
 pub(crate) fn in_place<'a>(command: Vec<OsString>, bytes: u64) -> Run<'a> {
     Box::new(move || measured(&command, bytes))

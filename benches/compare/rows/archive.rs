@@ -1,9 +1,13 @@
 //! An archive alone, as its program; what other roles would send it comes from here.
 
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use benches::{LogShape, Payload, payloads};
 use bytes::Bytes;
+use controller::ops::archive::{self, RestorePoint};
 use controller::ops::look;
 use proto::v1::archive_client::ArchiveClient;
 use proto::v1::full_sync_request::Step as Full;
@@ -17,6 +21,7 @@ use tests::cluster::Layout;
 use tonic::transport::Channel;
 use wlog_format::units::LogUuid;
 
+use super::files::{Stored, make_wdiffs};
 use super::group::{Group, VOLUME};
 use crate::bench::Bench;
 
@@ -24,6 +29,8 @@ use crate::bench::Bench;
 pub(super) const UUID: LogUuid = LogUuid([1; 16]);
 /// When they were taken.
 pub(super) const TIME_S: u64 = 1_767_225_600;
+/// Wdiffs that come at a time.
+const WDIFFS: u64 = 8;
 /// What one message holds.
 const PIECE: usize = 1 << 20;
 /// A start that takes longer has failed.
@@ -50,7 +57,7 @@ impl Archive {
     pub(super) fn restart(
         &mut self,
         diffs: u64,
-        while_down: impl FnOnce(&std::path::Path) -> anyhow::Result<()>,
+        while_down: impl FnOnce(&Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<f64> {
         let dir = self.group.cluster.path("a0").join(VOLUME);
         let cluster = &mut self.group.cluster;
@@ -127,6 +134,55 @@ impl Archive {
         let mut client = self.client()?;
         let reply = self.group.cluster.run(client.wdiff_transfer(steps))?.into_inner();
         ensure!(reply.result() == WdiffResult::Stored, "wdiff {gid}: {}", reply.message);
+        Ok(())
+    }
+}
+
+/// A volume with a base image and wdiffs that come again and again: the same content under the
+/// next gids.
+pub(super) struct Repeated {
+    pub(super) archive: Archive,
+    pub(super) wdiffs: Vec<PathBuf>,
+    /// Bytes of the wdiffs together.
+    pub(super) bytes: u64,
+    gid: Cell<u64>,
+    image_bytes: u64,
+}
+
+impl Repeated {
+    /// An image of 1 GiB, and 8 wdiffs of 64 MiB of log each.
+    pub(super) fn start(bench: &Bench) -> anyhow::Result<Self> {
+        let image_bytes = bench.sized(1 << 30);
+        let shape = LogShape {
+            io_bytes: (4 << 10, 64 << 10),
+            device_bytes: image_bytes,
+            total_bytes: usize::try_from(bench.sized(64 << 20))?,
+            payload: Payload::Semi,
+            seed: 500,
+        };
+        let stored = Stored { format: "sorted", compression: "snappy" };
+        let (wdiffs, bytes) = make_wdiffs(bench, WDIFFS, stored, shape)?;
+        let archive = Archive::start(bench, 8 * image_bytes)?;
+        let pieces = payloads(Payload::Semi, PIECE, 16);
+        let pieces = pieces.iter().cycle().take(usize::try_from(image_bytes)?.div_ceil(PIECE));
+        archive.full_backup(&pieces.cloned().collect::<Vec<_>>())?;
+        Ok(Self { archive, wdiffs, bytes, gid: 0.into(), image_bytes })
+    }
+
+    /// All wdiffs arrive once more: from which gid to which they lead.
+    pub(super) fn come(&self) -> anyhow::Result<(u64, u64)> {
+        let from = self.gid.get();
+        for (wdiff, gid) in self.wdiffs.iter().zip(from + 1..) {
+            self.archive.send(gid, self.image_bytes, &std::fs::read(wdiff)?.into())?;
+        }
+        self.gid.set(from + WDIFFS);
+        Ok((from, self.gid.get()))
+    }
+
+    /// The base image moves to this gid.
+    pub(super) fn apply(&self, gid: u64) -> anyhow::Result<()> {
+        let (cluster, point) = (&self.archive.group.cluster, RestorePoint::Gid(gid));
+        cluster.run(archive::apply(cluster.ctl(), "a0", VOLUME, point, 0, &mut |_| {}))?;
         Ok(())
     }
 }

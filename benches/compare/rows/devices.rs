@@ -16,8 +16,8 @@ use wlog_format::superblock::DeviceName;
 use wlog_format::units::BlockSize;
 
 use super::files::text;
-use super::programs::{Measured, Qemu, fill, fio_over, have, wait_for};
-use crate::bench::{Bench, Case, Run, Sample, Side};
+use super::programs::{Qemu, fill, have, operations, wait_for};
+use crate::bench::{Bench, Case, Run, Side};
 use crate::results::Unit;
 
 /// Bytes of a volume.
@@ -32,18 +32,6 @@ pub(super) struct Load {
     pub(super) args: &'static [&'static str],
     /// How many times as fast as qemu-nbd ours has to be.
     pub(super) at_least: f64,
-}
-
-impl Load {
-    /// On the first `bytes` of an NBD export, for so long.
-    pub(super) fn over<'a>(self, uri: String, bytes: u64, seconds: u64) -> Run<'a> {
-        let (size, runtime) = (format!("--size={bytes}"), format!("--runtime={seconds}"));
-        Box::new(move || {
-            let mut fio = fio_over(&uri, self.args);
-            fio.args(["--time_based=1", &size, &runtime]);
-            Ok(Sample::of(Measured::by(&mut fio)?.operations_per_second()?))
-        })
-    }
 }
 
 /// The device role, in a runtime of this process.
@@ -97,13 +85,14 @@ impl Servers {
         let volume = VolumeSpec { name, data: at("ours"), log: at("log"), overflow: None };
         let ours = Ours::start(volume, &at("ours.sock"))?;
         wait_for(&at("ours.sock"))?;
-        let qemu = if peer { Some(Qemu::start(&at("theirs"), &at("theirs.sock"))?) } else { None };
+        let qemu =
+            if peer { Some(Qemu::start("none", &at("theirs"), &at("theirs.sock"))?) } else { None };
         Ok(Self { _ours: ours, _qemu: qemu, bytes, dir })
     }
 
     fn fio(&self, name: &str, load: Load, seconds: u64) -> Run<'_> {
         let uri = format!("nbd+unix:///?socket={}", self.dir.path().join(name).display());
-        load.over(uri, self.bytes, seconds)
+        operations(uri, load.args, self.bytes, seconds)
     }
 }
 

@@ -12,6 +12,9 @@ mod p11;
 mod p12;
 mod p13;
 mod p14;
+mod p15;
+mod p16;
+mod p17;
 mod p2;
 mod p3;
 mod p4;
@@ -41,5 +44,8 @@ pub(crate) fn all() -> Vec<Box<dyn Row>> {
         Box::new(p12::Idle),
         Box::new(p13::LongHistory),
         Box::new(p14::Pipeline),
+        Box::new(p15::MountReads),
+        Box::new(p16::ApplyMerge),
+        Box::new(p17::Restore),
     ]
 }

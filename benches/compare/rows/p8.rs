@@ -51,7 +51,7 @@ fn backup(bench: &mut Bench, payload: Payload) -> anyhow::Result<()> {
     let (data, copy) = (group.cluster.data_path(0, VOLUME), group.file("copy"));
     let socket = group.file("qemu.sock");
     let is_there = have("nbdcopy") && have("qemu-nbd");
-    let qemu = is_there.then(|| Qemu::start(&data, &socket)).transpose()?;
+    let qemu = is_there.then(|| Qemu::start("none", &data, &socket)).transpose()?;
     let uri = format!("nbd+unix:///?socket={}", socket.display());
     let nbdcopy = ["nbdcopy", "--flush", &uri, text(&copy)?].map(Into::into);
     let theirs = is_there.then(|| throughput(nbdcopy.into(), bytes, &copy));

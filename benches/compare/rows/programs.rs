@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
+use crate::bench::{Run, Sample};
+
 /// How long a server may take to come up.
 const START: Duration = Duration::from_secs(60);
 
@@ -27,13 +29,15 @@ pub(super) fn wait_for(socket: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A raw image over NBD, past the page cache. Killed when dropped.
+/// A raw image over NBD. Killed when dropped.
 pub(super) struct Qemu(Child);
 
 impl Qemu {
-    pub(super) fn start(data: &Path, socket: &Path) -> anyhow::Result<Self> {
+    /// `cache` is `none`, past the page cache, or `writeback`.
+    pub(super) fn start(cache: &str, data: &Path, socket: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new("qemu-nbd");
-        command.args(["--cache=none", "--aio=io_uring", "-f", "raw", "-t", "-e", "8", "-k"]);
+        command.arg(format!("--cache={cache}"));
+        command.args(["--aio=io_uring", "-f", "raw", "-t", "-e", "8", "-k"]);
         let qemu = Self(command.args([socket, data]).spawn().context("qemu-nbd")?);
         wait_for(socket)?;
         Ok(qemu)
@@ -67,7 +71,7 @@ impl Measured {
         Ok(of("read").context("no reads")? + of("write").context("no writes")?)
     }
 
-    pub(super) fn operations_per_second(&self) -> anyhow::Result<f64> {
+    fn operations_per_second(&self) -> anyhow::Result<f64> {
         self.sum("iops")
     }
 
@@ -90,6 +94,21 @@ pub(super) fn fio_over(uri: &str, args: &[&str]) -> Command {
     fio.args(["--name=row", "--ioengine=nbd", "--group_reporting=1"]).args(args);
     fio.arg(format!("--uri={uri}"));
     fio
+}
+
+/// A run of fio on the first `bytes` of an NBD export, for so long.
+pub(super) fn operations<'a>(
+    uri: String,
+    args: &'static [&'static str],
+    bytes: u64,
+    seconds: u64,
+) -> Run<'a> {
+    let (size, runtime) = (format!("--size={bytes}"), format!("--runtime={seconds}"));
+    Box::new(move || {
+        let mut fio = fio_over(&uri, args);
+        fio.args(["--time_based=1", &size, &runtime]);
+        Ok(Sample::of(Measured::by(&mut fio)?.operations_per_second()?))
+    })
 }
 
 /// Makes a file of which every block is written once.
