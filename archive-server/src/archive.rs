@@ -5,8 +5,10 @@
 //! or loses it, in one step); creating and removing volumes is done by one at a time.
 
 use crate::backend::{BackendChoice, Backends};
+use crate::deleter::{self, Deleter, Wake};
 use crate::index::{INDEX_DIR, Indexer, Reading, Wishes};
 use crate::jobs::Job;
+use crate::leases::Leases;
 use crate::load;
 use crate::record::{Kept, Record, STATE_FILE};
 use crate::sessions::Sessions;
@@ -54,6 +56,8 @@ const STOPPABLE: [State; 7] = [
 pub struct Settings {
     /// Bytes that must stay free for a wdiff to be accepted, on top of its own size.
     pub reserve_bytes: u64,
+    /// What is needless is deleted after such a time, in whole seconds; earlier when space is short.
+    pub grace: Duration,
     /// A full backup is made durable, and can be resumed, every so many bytes.
     pub flush_bytes: u64,
     /// Wdiffs that one job has open at a time.
@@ -82,6 +86,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             reserve_bytes: 32 << 20,
+            grace: Duration::from_secs(30),
             flush_bytes: 1 << 30,
             max_open: 256,
             silence: Duration::from_secs(60),
@@ -118,6 +123,8 @@ pub(crate) struct Archive {
     pub(crate) reading: Arc<Reading>,
     /// Asks for the index of a volume to follow its diffs.
     pub(crate) indexer: Wishes,
+    /// Deletes what is needless.
+    pub(crate) deleter: Deleter,
     pub(crate) backends: Backends,
     /// Turns of what is done without being asked.
     pub(crate) turns: Turns,
@@ -143,13 +150,15 @@ impl Archive {
     ) -> Result<Arc<Self>, RoleError> {
         let (base, open_dir) = (base.to_owned(), world.open_dir.clone());
         let (images, name) = (world.images.clone(), id.clone());
+        let deleter = Deleter::new(Wake::default(), ending.clone());
+        let wake = deleter.wake.clone();
         let load = move || -> Result<_, RoleError> {
             let base = open_dir(&base)?;
             claim_base(&base, "archive")?;
             base.remove_tmp_dirs()?;
             base.remove_tmp_files()?;
             let backends = Backends::open(backend, &name, &*base, images)?;
-            let volumes = load::all(&base, &backends)?;
+            let volumes = load::all(&base, &backends, &wake)?;
             Ok((base, backends, volumes))
         };
         let (base, backends, volumes) = blocking::run(load).await?;
@@ -169,6 +178,7 @@ impl Archive {
             receivers: Semaphore::new(RECEIVERS_MAX),
             reading,
             indexer,
+            deleter,
             backends,
             turns,
             retention,
@@ -185,6 +195,7 @@ impl Archive {
                 archive.indexer.tend(&volume);
             }
         }
+        deleter::start(&archive);
         upkeep::begin(&archive);
         scrub::start(&archive);
         Ok(archive)
@@ -229,8 +240,9 @@ impl Archive {
         let (record, damaged) = (Record::new(), |e: GidError| RoleError::damaged(e.to_string()));
         let catalogue = Catalogue::new(record.clone(), record.base().map_err(damaged)?);
         let new = name.clone();
+        let leases = Leases::new(dir.clone(), self.deleter.wake.clone());
         let load = move || -> Result<_, RoleError> {
-            Ok(Volume::new(new, dir, images, State::SyncReady, catalogue))
+            Ok(Volume::new(new, dir, images, leases, (State::SyncReady, catalogue)))
         };
         let volume = blocking::run(load).await?;
         self.volumes.lock().insert(name, volume);
@@ -298,7 +310,8 @@ impl Archive {
         let here = self.clone();
         let load = move || {
             let made = make(&broken)?;
-            let volume = load::volume(&*here.base, &here.backends, &broken.name)?;
+            let wake = &here.deleter.wake;
+            let volume = load::volume(&*here.base, &here.backends, wake, &broken.name)?;
             Ok::<_, RoleError>((volume, made))
         };
         let (volume, made) = blocking::run(load).await?;

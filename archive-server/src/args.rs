@@ -107,6 +107,9 @@ pub struct ServeArgs {
     /// Space that stays free: wdiffs are refused below it [default: 32M]
     #[arg(long, value_name = "SIZE")]
     pub reserve: Option<String>,
+    /// Keep wdiffs that became needless for such a time, unless space is short [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub deletion_grace: Option<Span>,
     /// A full backup can be resumed every so much [default: 1G]
     #[arg(long, value_name = "SIZE")]
     pub flush_interval: Option<String>,
@@ -186,7 +189,8 @@ impl ServeArgs {
         let replications_max = self.replications_max.unwrap_or(default.replications_max).max(1);
         let insecure = self.insecure;
         let (scrub, drill_command) = (self.scrub(), self.drill_command()?);
-        let settings = Settings { reserve_bytes, flush_bytes, insecure, ..default };
+        let grace = self.deletion_grace.map_or(default.grace, |Span(grace)| grace);
+        let settings = Settings { reserve_bytes, grace, flush_bytes, insecure, ..default };
         Ok(Settings { thinning_max, replications_max, scrub, drill_command, ..settings })
     }
 

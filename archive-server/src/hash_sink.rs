@@ -128,11 +128,7 @@ impl Kept {
             (Self::Wdiff { sink, tmp, bytes }, result) => {
                 let diff = sink.diff(&here, result, bytes)?;
                 let gid = diff.end().begin();
-                let commit = move || -> Result<(), RoleError> {
-                    let needless = volume.commit_diff(tmp, diff, log_uuid)?;
-                    volume.leases.delete(needless)
-                };
-                blocking::run(commit).await?;
+                blocking::run(move || volume.commit_diff(tmp, diff, log_uuid)).await?;
                 Ok(gid)
             }
             (Self::Image { archive_uuid, size }, hash_sync_end::Result::Base(base)) => {

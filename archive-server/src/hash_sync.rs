@@ -73,7 +73,7 @@ pub(crate) async fn prepare(
     archive.hash_sessions.drop_session(&volume.name);
     let hold = hold(&volume, State::HashSync, "make a hash backup of").await?;
     same_size(&volume, size)?;
-    check_space(archive, &volume, 0)?;
+    check_space(archive, &volume, 0).await?;
     let (from, log_uuid) = volume.with(|c| (c.latest.0, c.record.log_uuid));
     let view = View::of_snapshot(archive, &volume, from.begin()).await?;
     tracing::debug!(volume = name, %from, "a hash backup is announced");
@@ -230,7 +230,7 @@ async fn hold_replica(
         let message = format!("volume {}: it is at {latest} now, not at {from}", volume.name);
         return Err(RoleError::busy(&volume.name, message).with_next_step("replicate again"));
     }
-    check_space(archive, volume, 0)?;
+    check_space(archive, volume, 0).await?;
     Ok(hold)
 }
 
@@ -335,7 +335,7 @@ impl Incoming<'_> {
                     sent = sent.saturating_add(raw);
                     if sent - looked >= LOOK_BYTES {
                         looked = sent;
-                        check_space(self.archive, self.volume, 0)?;
+                        check_space(self.archive, self.volume, 0).await?;
                     }
                     self.feeder.feed(chunk).await?;
                 }

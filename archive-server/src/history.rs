@@ -3,7 +3,7 @@
 //!
 //! Invariants: whether a snapshot is explicit is in the name of the file that starts at it, so a
 //! change is a rename; every gid is checked before any is changed; a diff that `gc` removes is out
-//! of the catalogue before its file goes, and goes when nobody reads it (I12).
+//! of the catalogue before its file is marked for deletion (I12).
 
 use crate::jobs::{APPLY, GC, KEEP, MERGE};
 use crate::load::GAP;
@@ -59,17 +59,14 @@ pub(crate) fn gc(volume: &Volume) -> Result<Vec<String>, RoleError> {
     let allowed = [State::Archived, State::WdiffRecv, State::Stopped];
     volume.require(&allowed, "remove needless diffs of")?;
     let _job = volume.jobs.begin_alone(volume.name.as_str(), GC)?;
-    let garbage = volume.with(|c| {
-        let garbage = c.diffs.garbage(c.base.snapshot());
-        for diff in &garbage {
-            c.diffs.remove(diff);
-        }
+    let mut names = volume.doom(|c| {
         c.faults.remove(GAP);
-        garbage
-    });
-    let mut names = garbage.iter().map(|d| volume.diff_name(d)).collect::<Result<Vec<_>, _>>()?;
-    names.extend(volume.dir.list()?.into_iter().filter(|name| name.ends_with(ASIDE_SUFFIX)));
-    volume.leases.delete(names.clone())?;
+        c.take_out(c.diffs.garbage(c.base.snapshot()))
+    })?;
+    let mut aside = volume.dir.list()?;
+    aside.retain(|name| name.ends_with(ASIDE_SUFFIX));
+    volume.leases.mark(&aside)?;
+    names.extend(aside);
     tracing::info!(volume = %volume.name, files = names.len(), "removed needless diffs");
     Ok(names)
 }

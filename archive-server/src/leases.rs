@@ -1,19 +1,21 @@
-//! Who reads which wdiffs (I12): a file that somebody reads is not deleted under him, but as soon
-//! as the last reader has let go.
+//! Who reads which wdiffs (I12), and what is marked for deletion: a file that somebody reads is not
+//! deleted under him.
 //!
-//! A file that waits for its deletion is no longer in the catalogue; should the process die first,
-//! the next start finds the file behind the base image, or inside the diff that it was merged into,
-//! and deletes it. A file that is read may get another name (its flags are in there): readers open
-//! it through their lease, which knows the name of the moment.
+//! Marking is one durable step: the file takes a name that says so and since when
+//! ([`deleter`](crate::deleter)), which no catalogue has. A file that is read may get another name,
+//! by that or since its flags change: readers open it through their lease, which knows the name of
+//! the moment. What is marked gets no new readers, so what nobody reads then may go at any time.
 //!
 //! A lease is the list of its diffs, whose names are made when they are needed: to take one costs
 //! the same for ten files and for a hundred thousand.
 
+use crate::deleter::{self, Wake};
 use parking_lot::Mutex;
+use server_kit::clock;
 use server_kit::durable::{DurableDir, DurableError};
 use server_kit::error::RoleError;
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::Arc;
 use wdiff_format::diff_set::Order;
@@ -23,7 +25,7 @@ use wdiff_format::name;
 /// The files that one lease keeps.
 struct Kept {
     /// As they were when the lease was taken; they ascend.
-    diffs: Arc<[Diff]>,
+    diffs: Arc<Vec<Diff>>,
     /// The names of those that were renamed since.
     renamed: BTreeMap<usize, String>,
 }
@@ -37,27 +39,45 @@ impl Kept {
 
     /// Which one has this name.
     fn find(&self, name: &str) -> Option<usize> {
-        if let Some((number, _)) = self.renamed.iter().find(|(_, now)| *now == name) {
-            return Some(*number);
-        }
-        let wanted = Order::of(&name::parse(name).ok()?);
+        // A file keeps its gids under all of its names.
+        let first = name.split_inclusive(name::SUFFIX).next()?;
+        let wanted = Order::of(&name::parse(first).ok()?);
         let number = self.diffs.binary_search_by_key(&wanted, Order::of).ok()?;
         (self.name(number) == name).then_some(number)
     }
+}
+
+/// A file that is marked for deletion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Marked {
+    since_s: u64,
+    bytes: u64,
+    /// Leases that have it.
+    readers: usize,
+}
+
+/// Files that are marked, and not deleted yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+    /// Some of them nobody reads.
+    pub(crate) is_unread: bool,
 }
 
 #[derive(Default)]
 struct Inner {
     taken: u64,
     kept: BTreeMap<u64, Kept>,
-    /// Files that go with their last reader.
-    doomed: BTreeSet<String>,
+    /// By the names that say so. The directory has no others.
+    marked: BTreeMap<String, Marked>,
 }
 
 /// The leases of one volume. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Leases {
     dir: Arc<dyn DurableDir>,
+    wake: Wake,
     inner: Arc<Mutex<Inner>>,
 }
 
@@ -68,18 +88,30 @@ pub(crate) struct Lease(Arc<Held>);
 struct Held {
     leases: Leases,
     number: u64,
-    diffs: Arc<[Diff]>,
+    diffs: Arc<Vec<Diff>>,
 }
 
 impl Leases {
-    pub(crate) fn new(dir: Arc<dyn DurableDir>) -> Self {
-        Self { dir, inner: Arc::default() }
+    /// Nobody reads, nothing is marked; `wake` is told when there is something to delete.
+    pub(crate) fn new(dir: Arc<dyn DurableDir>, wake: Wake) -> Self {
+        Self { dir, wake, inner: Arc::default() }
+    }
+
+    /// What is marked in the directory, whose names these are. Blocks.
+    pub(crate) fn find_marked(&self, names: &[String]) -> Result<(), RoleError> {
+        for name in names {
+            let Some(since_s) = deleter::marked_since(name) else { continue };
+            let Some(info) = self.dir.look_at(name)? else { continue };
+            let marked = Marked { since_s, bytes: info.len_bytes, readers: 0 };
+            self.inner.lock().marked.insert(name.clone(), marked);
+        }
+        Ok(())
     }
 
     /// Keeps the files of these diffs, which ascend, until the lease is dropped. Take it under the
     /// lock that they came from.
-    pub(crate) fn take(&self, diffs: impl Into<Arc<[Diff]>>) -> Lease {
-        let diffs = diffs.into();
+    pub(crate) fn take(&self, diffs: impl Into<Vec<Diff>>) -> Lease {
+        let diffs = Arc::new(diffs.into());
         debug_assert!(diffs.is_sorted_by_key(Order::of), "files are found by their order");
         let mut inner = self.inner.lock();
         inner.taken += 1;
@@ -88,19 +120,63 @@ impl Leases {
         Lease(Arc::new(Held { leases: self.clone(), number, diffs }))
     }
 
-    /// Whether somebody reads the file that has this name, or had it when it was doomed.
-    pub(crate) fn is_read(&self, name: &str) -> bool {
-        self.inner.lock().is_read(name)
+    /// Marks files for deletion, durable; one that is not there is no error. Nobody may find them
+    /// in the catalogue any more. Blocks.
+    pub(crate) fn mark(&self, names: &[String]) -> Result<(), RoleError> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let now_s = clock::unix_seconds();
+        let mark = |name: &String| {
+            let failed = |e| RoleError::io("mark", self.dir.path().join(name), e);
+            self.mark_one(name, now_s).map_err(failed)
+        };
+        let done = names.iter().try_for_each(mark);
+        let synced = self.dir.sync().map_err(|e| RoleError::io("sync", self.dir.path(), e));
+        self.wake.wake();
+        done.and(synced)
     }
 
-    /// Deletes the files, now or when their last reader lets go. Blocks.
-    pub(crate) fn delete(&self, names: Vec<String>) -> Result<(), RoleError> {
+    fn mark_one(&self, name: &str, now_s: u64) -> io::Result<()> {
         let mut inner = self.inner.lock();
-        let (doomed, free) = names.into_iter().partition(|name| inner.is_read(name));
-        let doomed: Vec<String> = doomed;
-        inner.doomed.extend(doomed);
-        drop(inner);
-        Ok(self.dir.remove_all(&free)?)
+        let bytes = match self.dir.info(name) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            info => info?.len_bytes,
+        };
+        // An earlier file of this name may wait as well.
+        let mut names = (now_s..).map(|since_s| (since_s, deleter::marked_name(name, since_s)));
+        let free = names.find(|(_, marked)| !inner.marked.contains_key(marked));
+        let Some((since_s, marked)) = free else { return Ok(()) };
+        self.dir.rename(name, &marked)?;
+        let readers = inner.call(name, &marked);
+        inner.marked.insert(marked, Marked { since_s, bytes, readers });
+        Ok(())
+    }
+
+    /// The marked files that nobody reads and for which it is time.
+    pub(crate) fn due(&self, is_time: impl Fn(u64) -> bool) -> Vec<String> {
+        let inner = self.inner.lock();
+        let due = inner.marked.iter().filter(|(_, m)| m.readers == 0 && is_time(m.since_s));
+        due.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Marked files are gone.
+    pub(crate) fn gone(&self, names: &[String]) {
+        let mut inner = self.inner.lock();
+        for name in names {
+            inner.marked.remove(name);
+        }
+    }
+
+    /// What is marked.
+    pub(crate) fn waiting(&self) -> Waiting {
+        let inner = self.inner.lock();
+        let mut waiting = Waiting { files: inner.marked.len() as u64, ..Waiting::default() };
+        for marked in inner.marked.values() {
+            waiting.bytes += marked.bytes;
+            waiting.is_unread |= marked.readers == 0;
+        }
+        waiting
     }
 
     /// `commit` puts another file under the name `name`; the old one, if there is one (true), is
@@ -129,34 +205,36 @@ impl Leases {
 }
 
 impl Inner {
-    /// Those who read a file know it by another name from now on.
-    fn call(&mut self, from: &str, to: &str) {
+    /// Those who read a file know it by another name from now on; how many they are.
+    fn call(&mut self, from: &str, to: &str) -> usize {
+        let mut readers = 0;
         for kept in self.kept.values_mut() {
             if let Some(number) = kept.find(from) {
                 kept.renamed.insert(number, to.to_owned());
+                readers += 1;
             }
         }
+        readers
     }
 
-    fn is_read(&self, name: &str) -> bool {
-        self.kept.values().any(|kept| kept.find(name).is_some())
-    }
-
-    /// A reader lets go; the names of the files that shall go now.
-    fn let_go(&mut self, number: u64) -> Vec<String> {
-        let Some(kept) = self.kept.remove(&number) else { return Vec::new() };
-        let had = self.doomed.iter().filter(|name| kept.find(name).is_some());
-        let free: Vec<String> = had.filter(|name| !self.is_read(name)).cloned().collect();
-        for name in &free {
-            self.doomed.remove(name);
+    /// A reader lets go; whether a marked file has one less.
+    fn let_go(&mut self, number: u64) -> bool {
+        let Some(kept) = self.kept.remove(&number) else { return false };
+        let mut any = false;
+        // What was marked was renamed.
+        for name in kept.renamed.values() {
+            if let Some(marked) = self.marked.get_mut(name) {
+                marked.readers = marked.readers.saturating_sub(1);
+                any = true;
+            }
         }
-        free
+        any
     }
 }
 
 impl Lease {
     /// The diffs whose files these are, as they were when the lease was taken.
-    pub(crate) fn diffs(&self) -> &Arc<[Diff]> {
+    pub(crate) fn diffs(&self) -> &[Diff] {
         &self.0.diffs
     }
 
@@ -178,9 +256,8 @@ impl Lease {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let free = self.leases.inner.lock().let_go(self.number);
-        if let Err(error) = self.leases.dir.remove_all(&free) {
-            tracing::warn!(%error, "cannot delete wdiffs that are no longer needed");
+        if self.leases.inner.lock().let_go(self.number) {
+            self.leases.wake.wake();
         }
     }
 }
@@ -189,6 +266,7 @@ impl Drop for Held {
 mod tests {
     use super::*;
     use server_kit::durable::RealDir;
+    use std::path::Path;
     use wdiff_format::gid::Gid;
 
     fn diff(gid: u64) -> Diff {
@@ -199,29 +277,42 @@ mod tests {
         name::to_file_name(diff).unwrap()
     }
 
-    fn leases(dir: &std::path::Path, diffs: &[Diff]) -> Leases {
+    fn leases(dir: &Path, diffs: &[Diff]) -> Leases {
         for diff in diffs {
             std::fs::write(dir.join(named(diff)), named(diff)).unwrap();
         }
-        Leases::new(Arc::new(RealDir::open(dir).unwrap()))
+        Leases::new(Arc::new(RealDir::open(dir).unwrap()), Wake::default())
+    }
+
+    /// Whose content the files are that can go.
+    fn due(dir: &Path, leases: &Leases) -> Vec<String> {
+        let due = leases.due(|_| true);
+        due.iter().map(|name| std::fs::read_to_string(dir.join(name)).unwrap()).collect()
     }
 
     #[test]
-    fn a_file_goes_when_its_last_reader_does() {
+    fn a_marked_file_is_due_when_its_last_reader_has_let_go() {
         let tmp = tempfile::tempdir().unwrap();
         let (a, b) = (diff(0), diff(1));
         let leases = leases(tmp.path(), &[a, b]);
         let exists = |diff: &Diff| tmp.path().join(named(diff)).exists();
         let first = leases.take([a]);
         let second = leases.take([a]);
-        leases.delete(vec![named(&a), named(&b)]).unwrap();
-        assert!(exists(&a) && !exists(&b));
+        leases.mark(&[named(&a), named(&b), named(&diff(7))]).unwrap();
+        assert!(!exists(&a) && !exists(&b));
+        assert_eq!(due(tmp.path(), &leases), [named(&b)]);
+        assert!(leases.due(|_| false).is_empty());
         drop(first);
-        assert!(exists(&a));
+        assert_eq!(due(tmp.path(), &leases), [named(&b)]);
+        let bytes = (named(&a).len() + named(&b).len()) as u64;
+        assert_eq!(leases.waiting(), Waiting { files: 2, bytes, is_unread: true });
+        leases.gone(&leases.due(|_| true));
+        assert!(!leases.waiting().is_unread);
         drop(second);
-        assert!(!exists(&a));
+        assert_eq!(due(tmp.path(), &leases), [named(&a)]);
+        leases.gone(&leases.due(|_| true));
         let inner = leases.inner.lock();
-        assert!(inner.kept.is_empty() && inner.doomed.is_empty());
+        assert!(inner.kept.is_empty() && inner.marked.is_empty());
     }
 
     #[test]
@@ -233,20 +324,44 @@ mod tests {
         let lease = leases.take([a, b]);
         leases.rename(&named(&b), &named(&c)).unwrap();
         assert!(leases.rename(&named(&diff(5)), &named(&diff(6))).is_err());
-        let read_one = |name: &String| std::fs::read_to_string(tmp.path().join(name));
-        let read = |names: &[String]| names.iter().map(read_one).collect();
-        let found: Vec<io::Result<String>> = lease.open(0..2, read);
-        let found: Vec<String> = found.into_iter().map(Result::unwrap).collect();
-        assert_eq!(found, [named(&a), named(&b)]);
-        // It is deleted by its new name, and by no other reader's end than the last.
+        let read = |lease: &Lease| -> Vec<String> {
+            let read_one = |name: &String| std::fs::read_to_string(tmp.path().join(name)).unwrap();
+            lease.open(0..lease.len(), |names| names.iter().map(read_one).collect())
+        };
+        assert_eq!(read(&lease), [named(&a), named(&b)]);
+        // It is marked by its new name, and by no other reader's end than the last is it due.
         let other = leases.take([c]);
-        leases.delete(vec![named(&c)]).unwrap();
+        leases.mark(&[named(&c)]).unwrap();
+        assert_eq!((read(&lease), read(&other)), (vec![named(&a), named(&b)], vec![named(&b)]));
         drop(lease);
-        assert!(tmp.path().join(named(&c)).exists());
+        assert!(leases.due(|_| true).is_empty());
         drop(other);
-        assert!(!tmp.path().join(named(&c)).exists());
-        assert!(tmp.path().join(named(&a)).exists());
-        let inner = leases.inner.lock();
-        assert!(inner.kept.is_empty() && inner.doomed.is_empty());
+        assert_eq!(due(tmp.path(), &leases), [named(&b)]);
+    }
+
+    #[test]
+    fn files_of_one_name_that_are_marked_in_one_second_stay_two() {
+        let tmp = tempfile::tempdir().unwrap();
+        let a = diff(0);
+        let leases = leases(tmp.path(), &[a]);
+        let lease = leases.take([a]);
+        for round in 0..3 {
+            leases.mark(&[named(&a)]).unwrap();
+            std::fs::write(tmp.path().join(named(&a)), format!("newer {round}")).unwrap();
+        }
+        let read = |names: &[String]| std::fs::read_to_string(tmp.path().join(&names[0])).unwrap();
+        assert_eq!(lease.open(0..1, read), named(&a));
+        let mut others = due(tmp.path(), &leases);
+        others.sort();
+        assert_eq!(others, ["newer 0", "newer 1"]);
+        // Who comes after a restart finds them all, as they were marked.
+        let again = Leases::new(Arc::new(RealDir::open(tmp.path()).unwrap()), Wake::default());
+        let names = again.dir.list().unwrap();
+        again.find_marked(&names).unwrap();
+        let (now, found) = (leases.inner.lock(), again.inner.lock());
+        assert_eq!(found.marked.len(), 3);
+        for (name, marked) in &found.marked {
+            assert_eq!(*marked, Marked { readers: 0, ..now.marked[name] });
+        }
     }
 }

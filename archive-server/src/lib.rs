@@ -28,7 +28,7 @@
 //! | I9 half-made things are known by their name and removed at start | `load` |
 //! | I10 a full disk refuses early, loses nothing and ends by itself | `receive`, `apply`, `merge` |
 //! | I13 equal gids of different logs are not the same | `replica`, `replicate` |
-//! | I12 a file that somebody reads is not deleted | `leases`; who dooms files: `apply`, `merge`, `history` |
+//! | I12 one task deletes, and nothing that somebody reads | `deleter`, `leases`; who marks: `apply`, `merge`, `history` ... |
 #![forbid(unsafe_code)]
 
 mod apply;
@@ -36,6 +36,7 @@ mod archive;
 mod args;
 mod backend;
 mod background;
+mod deleter;
 mod faults;
 mod full_sync;
 mod hash_sink;

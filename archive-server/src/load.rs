@@ -1,11 +1,13 @@
 //! Start: from directories to volumes (`semantics.md` §5.5).
 //!
 //! Invariants: what a killed process left half-made is removed, by its name; the diffs are what the
-//! files are called; a wdiff is deleted only when its content is surely elsewhere; no failure of
-//! one volume reaches another.
+//! files are called; a wdiff is marked for deletion only when its content is surely elsewhere, or
+//! nothing of its volume is left; no failure of one volume reaches another.
 
 use crate::backend::{Backends, Image, VolumeImages};
+use crate::deleter::Wake;
 use crate::index::INDEX_DIR;
+use crate::leases::Leases;
 use crate::mount::SOCKET_SUFFIX;
 use crate::record::{
     COPY_FILE, Coming, ELSEWHERE_FILE, Elsewhere, Kept, PROGRESS_FILE, Record, STATE_FILE,
@@ -35,13 +37,14 @@ pub(crate) const GAP: &str = "gap";
 pub(crate) fn all(
     base: &Arc<dyn DurableDir>,
     backends: &Backends,
+    wake: &Wake,
 ) -> Result<BTreeMap<VolumeName, Arc<Volume>>, RoleError> {
     let names = base.list()?;
     let names = names.into_iter().filter(|n| base.has_dir(n));
     // Directories of other names are not ours.
     let names: Vec<VolumeName> = names.filter_map(|n| n.parse().ok()).collect();
     let load = |part: &[VolumeName]| -> Vec<_> {
-        part.iter().map(|name| (name.clone(), volume(&**base, backends, name))).collect()
+        part.iter().map(|name| (name.clone(), volume(&**base, backends, wake, name))).collect()
     };
     let share = names.len().div_ceil(blocking::parallelism()).max(1);
     if share >= names.len() {
@@ -64,27 +67,32 @@ pub(crate) fn all(
 pub(crate) fn volume(
     base: &dyn DurableDir,
     backends: &Backends,
+    wake: &Wake,
     name: &VolumeName,
 ) -> Result<Arc<Volume>, RoleError> {
     let dir = base.open_dir(name.as_str())?;
     let images = backends.of(name, &dir);
-    let loaded = load(&dir, &*images, name);
-    let (state, catalogue) = match loaded {
+    let mut leases = Leases::new(dir.clone(), wake.clone());
+    let loaded = load(&dir, &*images, &leases, name);
+    let loaded = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
             tracing::error!(volume = %name, error = error.full_message(), "cannot load the volume");
             let base = BaseState::at(Snapshot::clean(Gid(0)), 0);
             let mut catalogue = Catalogue::new(Record::new(), base);
             catalogue.faults.insert(LOAD, error.full_message());
+            // Nothing of a broken volume is deleted.
+            leases = Leases::new(dir.clone(), wake.clone());
             (State::Broken, catalogue)
         }
     };
-    Ok(Volume::new(name.clone(), dir, images, state, catalogue))
+    Ok(Volume::new(name.clone(), dir, images, leases, loaded))
 }
 
 fn load(
     dir: &Arc<dyn DurableDir>,
     images: &dyn VolumeImages,
+    leases: &Leases,
     name: &VolumeName,
 ) -> Result<(State, Catalogue), RoleError> {
     dir.remove_tmp_files()?;
@@ -108,7 +116,8 @@ fn load(
     };
     let mut record = file.load()?.ok_or_else(lost)?;
     finish_changes(dir, images, &file, &mut record)?;
-    remove_replaced(&**dir)?;
+    leases.find_marked(&files)?;
+    leases.mark(&replaced(&**dir, &files)?)?;
     let state = State::from(record.state);
     let at = record.base().map_err(|e| {
         let file = file.path().display().to_string();
@@ -118,7 +127,7 @@ fn load(
     if catalogue.record.state == Kept::SyncReady {
         // Left by a reset that was interrupted; the image may be a full backup to be resumed.
         let is_wdiff = |name: &String| name.ends_with(name::SUFFIX);
-        dir.remove_all(&files.into_iter().filter(is_wdiff).collect::<Vec<_>>())?;
+        leases.mark(&files.into_iter().filter(is_wdiff).collect::<Vec<_>>())?;
         images.remove_restored()?;
         dir.remove_dir(INDEX_DIR)?;
         return Ok((state, catalogue));
@@ -128,7 +137,7 @@ fn load(
     let fault = read_diffs(&**dir, files, &mut catalogue.diffs)?;
     let waste = catalogue.diffs.superseded(at.snapshot());
     let names: Result<Vec<_>, _> = waste.iter().map(name::to_file_name).collect();
-    dir.remove_all(&names.map_err(|e| RoleError::damaged(e.to_string()))?)?;
+    leases.mark(&names.map_err(|e| RoleError::damaged(e.to_string()))?)?;
     for diff in &waste {
         catalogue.diffs.remove(diff);
         // Those below the base image are left by an apply, which tells of itself.
@@ -177,16 +186,16 @@ fn finish_changes(
     Ok(())
 }
 
-/// Removes the damaged wdiffs that were put aside, and have a sound one in their place.
-fn remove_replaced(dir: &dyn DurableDir) -> Result<(), RoleError> {
-    let mut doomed = Vec::new();
-    for aside in dir.list()? {
+/// The damaged wdiffs that were put aside, and have a sound one in their place.
+fn replaced(dir: &dyn DurableDir, files: &[String]) -> Result<Vec<String>, RoleError> {
+    let mut replaced = Vec::new();
+    for aside in files {
         let Some(name) = aside.strip_suffix(ASIDE_SUFFIX) else { continue };
         if dir.look_at(name)?.is_some() {
-            doomed.push(aside);
+            replaced.push(aside.clone());
         }
     }
-    Ok(dir.remove_all(&doomed)?)
+    Ok(replaced)
 }
 
 /// Removes the half-made image of a restore to elsewhere that was killed.

@@ -2,7 +2,7 @@
 //! (`semantics.md` §2.5, §2.9, §5.10).
 //!
 //! Invariants, in this order: the merged file durable -> one step in the catalogue puts it in the
-//! place of its inputs -> the inputs deleted, those that somebody reads when nobody does (I12). A
+//! place of its inputs -> the inputs marked for deletion (I12). A
 //! crash in between leaves the inputs beside the merged file; the walk from the base image prefers
 //! what goes further, so it takes the merged one, and the next start removes the rest (`load`).
 //! Memory is bounded: no more than `max_open` files are read at a time, more are merged in several
@@ -10,6 +10,7 @@
 //! snapshot stays what it was.
 
 use crate::archive::{Archive, turn};
+use crate::deleter::Deleter;
 use crate::faults;
 use crate::image;
 use crate::jobs::{APPLY, GC, Job, KEEP, MERGE, check};
@@ -210,6 +211,7 @@ async fn one(
         handle: handle.clone(),
         compression: archive.settings.merge_compression,
         reserve_bytes: archive.settings.reserve_bytes,
+        deleter: archive.deleter.clone(),
         bytes_per_s,
     };
     blocking::run_waiting(move || work.merge(&group)).await
@@ -222,6 +224,7 @@ struct Work {
     handle: OperationHandle,
     compression: Compression,
     reserve_bytes: u64,
+    deleter: Deleter,
     bytes_per_s: u64,
 }
 
@@ -243,10 +246,7 @@ impl Work {
         check(&self.token)?;
         let failed = |e| RoleError::from(e).with_volume(&volume.name);
         volume.dir.commit(tmp, &name).map_err(failed)?;
-        let replaced = volume.replace_merged(merged, group);
-        let doomed = replaced.iter().map(|d| volume.diff_name(d)).collect::<Result<Vec<_>, _>>()?;
-        let doomed = doomed.into_iter().filter(|old| *old != name).collect();
-        volume.leases.delete(doomed)?;
+        volume.replace_merged(merged, group)?;
         tracing::info!(volume = %volume.name, file = name, inputs = group.len(), "merged");
         Ok(merged)
     }
@@ -254,8 +254,8 @@ impl Work {
     /// I10: what comes in must not find the disk full of what is made here.
     fn check_space(&self, bytes: u64) -> Result<(), RoleError> {
         let volume = &self.volume;
-        let free = volume.dir.free_bytes()?;
         let needed = self.reserve_bytes.saturating_add(bytes);
+        let free = blocking::wait(self.deleter.free_bytes(volume, needed))?;
         if free >= needed {
             return Ok(());
         }

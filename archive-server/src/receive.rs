@@ -59,7 +59,7 @@ where
         return Ok(refusal(WdiffResult::ArchiveNotFound, message, None));
     };
     let announced = announced(&volume, start)?;
-    match accept(archive, &volume, &announced)? {
+    match accept(archive, &volume, &announced).await? {
         Accept::Refused(result, message) => {
             let latest = Some(volume.latest_message());
             Ok(refusal(result, format!("volume {}: {message}", volume.name), latest))
@@ -69,7 +69,11 @@ where
             let received = transfer(archive, &volume, announced, open, stream).await;
             match &received {
                 Ok(_) => volume.clear_fault(RECEIVE),
-                Err(error) if error.reason() == Reason::NoSpace => volume.set_fault(RECEIVE, error),
+                Err(error) if error.reason() == Reason::NoSpace => {
+                    volume.set_fault(RECEIVE, error);
+                    // It is sent again, and its size may not have been known before.
+                    archive.deleter.make_room().await;
+                }
                 Err(error) => tracing::warn!(
                     volume = %volume.name, sender, error = error.full_message(),
                     "a wdiff transfer failed"
@@ -121,7 +125,11 @@ enum Accept {
 }
 
 /// The checks of §5.6, in their order.
-fn accept(archive: &Archive, volume: &Volume, announced: &Announced) -> Result<Accept, RoleError> {
+async fn accept(
+    archive: &Archive,
+    volume: &Volume,
+    announced: &Announced,
+) -> Result<Accept, RoleError> {
     use WdiffResult as R;
     let refused = |result, message: &str| Ok(Accept::Refused(result, message.to_owned()));
     if let Some(result) = refused_by_state(volume) {
@@ -148,7 +156,7 @@ fn accept(archive: &Archive, volume: &Volume, announced: &Announced) -> Result<A
             return Err(RoleError::unknown_snapshot(&volume.name, message));
         }
     }
-    check_space(archive, volume, announced.diff.size)?;
+    check_space(archive, volume, announced.diff.size).await?;
     let name = volume.name.as_str();
     match volume.cell.begin(&[State::Archived], State::WdiffRecv) {
         Ok(change) => Ok(Accept::Go(Open { job: volume.jobs.begin(name, RECEIVE, &[])?, change })),
@@ -181,9 +189,13 @@ fn refused_by_state(volume: &Volume) -> Option<Option<WdiffResult>> {
 }
 
 /// I10: refused before the disk is full, so that what is here stays usable.
-pub(crate) fn check_space(archive: &Archive, volume: &Volume, size: u64) -> Result<(), RoleError> {
-    let free = volume.dir.free_bytes()?;
+pub(crate) async fn check_space(
+    archive: &Archive,
+    volume: &Volume,
+    size: u64,
+) -> Result<(), RoleError> {
     let needed = archive.settings.reserve_bytes.saturating_add(size);
+    let free = archive.deleter.free_bytes(volume, needed).await?;
     if free >= needed {
         // What comes in goes into the base image in the end.
         let room = volume.images.room(archive.settings.reserve_bytes);
@@ -306,15 +318,15 @@ fn keep(
     diff.size = bytes;
     // Of another archive that has moved on to a new log: what is left of the old one is not wanted
     // any more. (The original forgets this, §9.2 #11.)
-    let mut needless = volume.commit_diff(tmp, diff, announced.log_uuid)?;
+    volume.commit_diff(tmp, diff, announced.log_uuid)?;
     if announced.from_archive {
         // Parts of it may be here, from a proxy or of an earlier replication.
-        needless.extend(volume.drop_contained(&diff)?);
+        volume.drop_contained(&diff)?;
     }
     open.change.commit(State::Archived);
     drop(open.job);
     tracing::debug!(volume = %volume.name, file = name, bytes, sender, "stored");
-    volume.leases.delete(needless)
+    Ok(())
 }
 
 /// Where a wdiff comes from, and what it is called.

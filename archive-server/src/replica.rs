@@ -156,9 +156,7 @@ pub(crate) async fn give_up(volume: &Arc<Volume>, hold: Hold, size: Lb) -> Resul
     let give_up = move || -> Result<(), RoleError> {
         here.progress.remove()?;
         here.store(|record| record.state = Kept::SyncReady)?;
-        let diffs = here.with(|c| std::mem::take(&mut c.diffs));
-        let diffs: Vec<_> = diffs.iter().copied().collect();
-        here.leases.delete(here.diff_names(&diffs)?)?;
+        here.doom(|c| std::mem::take(&mut c.diffs).iter().copied().collect())?;
         here.images.grow(size)
     };
     blocking::run(give_up).await?;

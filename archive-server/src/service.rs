@@ -66,6 +66,7 @@ fn describe(archive: &Archive, volume: &Volume) -> ArchiveVolume {
     let running = volume.jobs.kinds().into_iter().map(str::to_owned).collect();
     let error = volume.fault_text();
     let damages = verify::damage::list(volume);
+    let doomed = volume.leases.waiting();
     let mut status = volume.with(|c| ArchiveVolume {
         volume: volume.name.to_string(),
         state: state.to_string(),
@@ -87,6 +88,8 @@ fn describe(archive: &Archive, volume: &Volume) -> ArchiveVolume {
         backend: volume.images.backend().to_owned(),
         image: volume.images.path(Image::Base).display().to_string(),
         damages,
+        doomed_files: doomed.files,
+        doomed_bytes: doomed.bytes,
         unchecked_wdiffs: volume.overdue(),
         rebuilt: c.record.rebuilt.as_ref().map(|r| r.note.clone()).unwrap_or_default(),
         ..ArchiveVolume::default()

@@ -61,6 +61,20 @@ impl Catalogue {
         let mended = Vec::new();
         Self { record, base, diffs, latest, last_received_s: 0, faults, harmed: None, mended }
     }
+
+    /// Takes diffs out; those that were there.
+    pub(crate) fn take_out(&mut self, diffs: Vec<Diff>) -> Vec<Diff> {
+        diffs.iter().filter_map(|diff| self.diffs.remove(diff)).collect()
+    }
+
+    /// A diff comes in, in the place of the equal one, which is the answer if its file has another
+    /// name.
+    pub(crate) fn put(&mut self, diff: Diff) -> Option<Diff> {
+        let old = self.diffs.remove(&diff);
+        // Nothing equal is left, so this cannot fail.
+        let _ = self.diffs.insert(diff);
+        old.filter(|old| to_file_name(old) != to_file_name(&diff))
+    }
 }
 
 /// A volume of an archive.
@@ -81,6 +95,8 @@ pub(crate) struct Volume {
     pub(crate) ledger: Ledger,
     /// Wdiffs that the scrub has not got to in its cycle.
     overdue: AtomicU64,
+    /// Held while diffs are neither in the catalogue nor marked yet ([`Volume::doom`]).
+    dooming: Mutex<()>,
     file: StateFile<Record>,
     copy: StateFile<Record>,
     storing: Mutex<()>,
@@ -93,14 +109,14 @@ impl Volume {
         name: VolumeName,
         dir: Arc<dyn DurableDir>,
         images: Arc<dyn VolumeImages>,
-        state: State,
-        catalogue: Catalogue,
+        leases: Leases,
+        (state, catalogue): (State, Catalogue),
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
             cell: StateCell::new(state),
             jobs: Jobs::default(),
-            leases: Leases::new(dir.clone()),
+            leases,
             mounts: Mounts::default(),
             upkeep: Upkeep::load(dir.clone()),
             index: Index::new(dir.clone()),
@@ -109,6 +125,7 @@ impl Volume {
             elsewhere: StateFile::new(dir.clone(), ELSEWHERE_FILE),
             ledger: Ledger::load(dir.clone()),
             overdue: AtomicU64::new(0),
+            dooming: Mutex::new(()),
             file: StateFile::new(dir.clone(), STATE_FILE),
             copy: StateFile::new(dir.clone(), COPY_FILE),
             storing: Mutex::new(()),
@@ -295,14 +312,33 @@ impl Volume {
         self.with(|c| c.latest.0).into()
     }
 
-    /// A received diff whose file is durable becomes part of the history. An equal diff (same gids,
-    /// another time or flag) is replaced; the old one is returned.
-    pub(crate) fn add_diff(&self, diff: Diff, now_s: u64) -> Option<Diff> {
+    /// Takes diffs out of the catalogue and marks their files for deletion (I12). Blocks.
+    pub(crate) fn doom(
+        &self,
+        take_out: impl FnOnce(&mut Catalogue) -> Vec<Diff>,
+    ) -> Result<Vec<String>, RoleError> {
+        let _one = self.dooming.lock();
+        let names = self.diff_names(&self.with(take_out))?;
+        self.leases.mark(&names)?;
+        Ok(names)
+    }
+
+    /// Whether a file is the one of no diff, and of none that is being taken out of the catalogue.
+    /// Blocks.
+    pub(crate) fn is_foreign(&self, file: &str) -> Result<bool, RoleError> {
+        let _none = self.dooming.lock();
+        let parsed = wdiff_format::name::parse(file).ok();
+        let stored = parsed.and_then(|diff| self.with(|c| c.diffs.get(&diff).copied()));
+        let known = stored.is_some_and(|d| to_file_name(&d).is_ok_and(|name| name == file));
+        Ok(!known && self.dir.look_at(file)?.is_some())
+    }
+
+    /// A received diff whose file is durable becomes part of the history. An equal diff whose file
+    /// has another name (another time or flag, §9.2 #15) is replaced. Blocks.
+    fn add_diff(&self, diff: Diff, now_s: u64) -> Result<(), RoleError> {
         self.ledger.forget(&diff);
-        self.with(|c| {
-            let old = c.diffs.remove(&diff);
-            // Nothing equal is left, so this cannot fail.
-            let _ = c.diffs.insert(diff);
+        let add = |c: &mut Catalogue| {
+            let old = c.put(diff);
             c.latest = match c.latest.0.apply(&diff) {
                 // It may close a gap, and what lies behind leads on.
                 Ok(at) => {
@@ -315,18 +351,19 @@ impl Volume {
                 c.faults.remove(GAP);
             }
             c.last_received_s = now_s;
-            old
-        })
+            Vec::from_iter(old)
+        };
+        self.doom(add).map(drop)
     }
 
     /// A diff that has arrived becomes part of the history: file, log and catalogue as one, so that
-    /// a crash leaves all of it or nothing. The files that it makes needless. Blocks.
+    /// a crash leaves all of it or nothing. Blocks.
     pub(crate) fn commit_diff(
         &self,
         tmp: TmpFile,
         diff: Diff,
         log_uuid: LogUuid,
-    ) -> Result<Vec<String>, RoleError> {
+    ) -> Result<(), RoleError> {
         let name = self.diff_name(&diff)?;
         let replaced = self.with(|c| c.diffs.get(&diff).copied());
         let other_log = log_uuid != self.with(|c| c.record.log_uuid);
@@ -335,13 +372,14 @@ impl Volume {
             self.store(|record| record.coming = Some(coming))?;
         }
         if let Err(error) = self.dir.commit(tmp, &name) {
-            // It may have its name all the same, and would count at the next start.
+            // It may have its name all the same, and would count at the next start. Nobody has seen
+            // it, so nobody reads it.
             if replaced.is_none() && self.dir.remove(&name).is_ok() {
                 let _ = self.store(|record| record.coming = None);
             }
             return Err(RoleError::from(error).with_volume(&self.name));
         }
-        self.add_diff(diff, clock::unix_seconds());
+        let added = self.add_diff(diff, clock::unix_seconds());
         if other_log {
             // The file decides: from now on this is so, whether or not it can be written down.
             self.with(|c| c.record.log_uuid = log_uuid);
@@ -350,9 +388,7 @@ impl Volume {
                 tracing::warn!(volume = %self.name, error, "the new log is not written down yet");
             }
         }
-        // The same gids under another name (§9.2 #15): one of the two files is enough.
-        let old = replaced.map(|d| self.diff_name(&d)).transpose()?.filter(|old| *old != name);
-        Ok(old.into_iter().collect())
+        added
     }
 
     /// A base image that is whole and flushed becomes the archive of the volume. Blocks.
@@ -372,16 +408,16 @@ impl Volume {
         Ok(())
     }
 
-    /// A merged diff, whose file is durable, takes the place of its inputs; what it replaces.
-    pub(crate) fn replace_merged(&self, merged: Diff, inputs: &[Diff]) -> Vec<Diff> {
+    /// A merged diff, whose file is durable, takes the place of its inputs. Blocks.
+    pub(crate) fn replace_merged(&self, merged: Diff, inputs: &[Diff]) -> Result<(), RoleError> {
         self.ledger.forget(&merged);
-        self.with(|c| {
-            let gone = inputs.iter().chain([&merged]);
-            let gone = gone.filter_map(|diff| c.diffs.remove(diff)).collect();
-            // Nothing equal is left, so this cannot fail.
-            let _ = c.diffs.insert(merged);
+        let replace = |c: &mut Catalogue| {
+            let others = inputs.iter().filter(|diff| **diff != merged);
+            let mut gone: Vec<Diff> = others.filter_map(|diff| c.diffs.remove(diff)).collect();
+            gone.extend(c.put(merged));
             gone
-        })
+        };
+        self.doom(replace).map(drop)
     }
 
     /// Gives a diff other flags: its file gets another name, and before anybody sees that it is
@@ -409,37 +445,23 @@ impl Volume {
         })
     }
 
-    /// Takes the diffs that an image at `gid` has out of the catalogue and deletes their files,
-    /// those that somebody reads as soon as nobody does (I12). Blocks.
+    /// An image at `gid` has some of the diffs, which go. Blocks.
     pub(crate) fn drop_applied(&self, gid: Gid) -> Result<(), RoleError> {
-        let done = self.with(|c| {
-            let done = c.diffs.done_at(gid);
-            for diff in &done {
-                c.diffs.remove(diff);
-            }
-            done
-        });
-        let names = done.iter().map(|d| self.diff_name(d)).collect::<Result<Vec<_>, _>>()?;
-        self.leases.delete(names)
+        self.doom(|c| c.take_out(c.diffs.done_at(gid))).map(drop)
     }
 
-    /// Takes the diffs inside `diff` out of the catalogue; the names of their files.
-    pub(crate) fn drop_contained(&self, diff: &Diff) -> Result<Vec<String>, RoleError> {
-        let inside = self.with(|c| {
-            let inside = c.diffs.garbage_in(diff.begin().begin(), diff.end().begin());
-            for diff in &inside {
-                c.diffs.remove(diff);
-            }
-            inside
-        });
-        self.diff_names(&inside)
+    /// The diffs inside `diff` go. Blocks.
+    pub(crate) fn drop_contained(&self, diff: &Diff) -> Result<(), RoleError> {
+        let (begin, end) = (diff.begin().begin(), diff.end().begin());
+        self.doom(|c| c.take_out(c.diffs.garbage_in(begin, end))).map(drop)
     }
 
-    /// Removes everything but the record. Blocks.
+    /// Removes everything but the record, at once: nothing is left that anybody could read. Blocks.
     pub(crate) fn remove_content(&self) -> Result<(), RoleError> {
-        let mut doomed = self.dir.list()?;
-        doomed.retain(|n| n.ends_with(wdiff_format::name::SUFFIX) || n == PROGRESS_FILE);
-        self.dir.remove_all(&doomed)?;
+        let mut content = self.dir.list()?;
+        content.retain(|n| n.contains(wdiff_format::name::SUFFIX) || n == PROGRESS_FILE);
+        self.dir.remove_all(&content)?;
+        self.leases.gone(&content);
         self.dir.remove_dir(INDEX_DIR)?;
         self.images.clear()
     }

@@ -100,9 +100,11 @@ async fn wdiffs_that_a_restore_still_needs_outlive_the_apply() {
     let applied = client.apply(6).await.unwrap();
     assert_eq!(applied.status(), OperationStatus::Done, "{applied:?}");
     assert_eq!(client.get().await.diffs, 0);
+    until("the others to go", || async { (archive.marked().len() == 3).then_some(()) }).await;
     gate.add_permits(OPEN);
     let restored = client.finish(&id).await;
     assert_eq!(restored.status(), OperationStatus::Done, "{restored:?}");
     same(&std::fs::read(&restored.path).unwrap(), &device.history[3], "the restored image");
-    until("the wdiffs to go", || async { archive.files(".wdiff").is_empty().then_some(()) }).await;
+    assert!(archive.files(".wdiff").is_empty());
+    archive.all_deleted().await;
 }

@@ -16,7 +16,9 @@ mod common;
 use archive_server::{FileImages, Settings};
 use common::{Archive, Device, filled, messages, meta, reason, same, start_of, wdiff};
 use proto::v1::restore_request::Point;
-use proto::v1::{OperationStatus, WdiffResult};
+use proto::v1::{
+    DiffMeta, MountRequest, OperationStatus, UnmountRequest, WdiffResult, mount_request,
+};
 use server_kit::error::Reason;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -122,5 +124,52 @@ async fn a_disk_that_fills_up_on_the_way_leaves_no_half_made_file() {
     expected[..1 << 20].copy_from_slice(&noise(3, 1 << 20));
     same(&client.restored(1).await, &expected, "after the disk had space again");
     assert_eq!(client.get().await.error, "");
+    archive.kill();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_its_deletion_makes_room_unless_somebody_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(small) = Small::mount(&dir.path().join("a0")) else {
+        eprintln!("skipped: what_waits_for_its_deletion_makes_room_unless_somebody_reads_it: root");
+        return;
+    };
+    let (reserve_bytes, grace) = (1 << 20, std::time::Duration::from_secs(3600));
+    let settings = Settings { reserve_bytes, grace, ..Settings::default() };
+    let archive = Archive::with(&dir, settings, Arc::new(FileImages));
+    let device = Device::new(2048, 5);
+    let mut client = filled(&archive, &device).await;
+    let large = |gid| {
+        let data = noise(gid, 1 << 20);
+        wdiff(&[DiffRecord::from_raw(Lb(0), data.into()).unwrap()], common::UUID)
+    };
+    let sent = |gid: u64| {
+        let file = large(gid);
+        let diff = DiffMeta { size_bytes: file.len() as u64, ..meta(gid - 1, gid) };
+        messages(start_of(diff, device.size_lb()), &file, 1 << 20)
+    };
+    assert_eq!(client.send(sent(1)).await.unwrap().result(), WdiffResult::Stored);
+    assert_eq!(client.apply(1).await.unwrap().status(), OperationStatus::Done);
+    assert_eq!(archive.marked().len(), 1);
+    // Above the reserve, so that nothing is short before the next one comes.
+    let filler = small.fill((3 << 20) / 2);
+    assert_eq!(client.send(sent(2)).await.unwrap().result(), WdiffResult::Stored);
+    assert!(archive.marked().is_empty(), "{:?}", archive.marked());
+    let point = Some(mount_request::Point::Gid(2));
+    let request = MountRequest { volume: common::VOLUME.into(), point, ..Default::default() };
+    std::fs::remove_file(&filler).unwrap();
+    let mounted = client.archive.mount(request).await.unwrap().into_inner();
+    assert_eq!(client.apply(2).await.unwrap().status(), OperationStatus::Done);
+    let filler = small.fill((3 << 20) / 2);
+    let refused = client.send(sent(3)).await.unwrap_err();
+    assert_eq!(reason(&refused), Reason::NoSpace);
+    assert_eq!(archive.marked().len(), 1, "it is read");
+    let unmount = UnmountRequest { volume: common::VOLUME.into(), id: mounted.id };
+    client.archive.unmount(unmount).await.unwrap();
+    assert_eq!(client.send(sent(3)).await.unwrap().result(), WdiffResult::Stored);
+    assert!(archive.marked().is_empty());
+    std::fs::remove_file(filler).unwrap();
+    let expected = noise(3, 1 << 20);
+    same(&client.restored(3).await, &expected, "after the disk was full");
     archive.kill();
 }

@@ -287,8 +287,8 @@ async fn a_restore_reads_on_while_its_wdiffs_are_merged_and_renamed() {
     let restored = client.finish(&id).await;
     assert_eq!(restored.status(), OperationStatus::Done, "{restored:?}");
     same(&std::fs::read(&restored.path).unwrap(), &device.history[7], "the restored image");
-    until("the inputs to go", || async { (archive.files(".wdiff").len() == 4).then_some(()) })
-        .await;
+    assert_eq!(archive.files(".wdiff").len(), 4);
+    archive.all_deleted().await;
     let deleted = SnapshotRef { volume: VOLUME.into(), gid: 7 };
     client.archive.delete_restored(deleted).await.unwrap();
     check(&mut client, &device, &[0, 1, 2, 5, 8]).await;

@@ -35,6 +35,8 @@ const LOG_BYTES: usize = 2 << 20;
 const SMALL_LOG_BYTES: usize = 640 << 10;
 /// Wdiffs that an archive opens at a time: few, so that long jobs come back for more.
 const OPEN_WDIFFS: usize = 2;
+/// How long an archive keeps what is needless.
+const GRACE: Duration = Duration::from_secs(2);
 /// How often somebody else deletes wdiffs, where that is so.
 const SECOND_OWNER: Duration = Duration::from_millis(20);
 /// Name of the volume.
@@ -205,6 +207,7 @@ impl Process {
                 flush_bytes: 64 << 10,
                 max_open: OPEN_WDIFFS,
                 silence: Duration::from_secs(10),
+                grace: GRACE,
                 ..Default::default()
             },
             backend: archive_server::BackendChoice::File,
@@ -229,7 +232,9 @@ impl Process {
             };
             let (_nobody, queue) = mpsc::unbounded_channel();
             let listener = Listener::handed(endpoint(self.host), queue);
-            let served = self.archive_server(world).run(listener, Shutdown::new());
+            let mut server = self.archive_server(world);
+            server.settings.grace = Duration::ZERO;
+            let served = server.run(listener, Shutdown::new());
             let _ = tokio::time::timeout(SECOND_OWNER, served).await;
         }
     }

@@ -198,35 +198,33 @@ impl DiffSet {
     /// that starts last (§2.8).
     #[must_use]
     pub fn pick(&self, at: Snapshot) -> Option<Diff> {
-        let gid = at.begin();
-        self.further(self.reach.range(..=Order::last_at(gid)).next_back(), gid)
-    }
-
-    /// The diff to take at `gid`, where `normal` is the last one of `reach` that starts there or
-    /// before.
-    fn further(&self, normal: Option<(&Order, &Diff)>, gid: Gid) -> Option<Diff> {
-        let normal = normal.filter(|(k, _)| k.end > gid);
-        let compared =
-            self.comparisons.range(Order::first_at(gid)..=Order::last_at(gid)).next_back();
-        let rank = |(k, _): &(&Order, &Diff)| (k.end, k.begin);
-        normal.into_iter().chain(compared).max_by_key(rank).map(|(_, d)| *d)
+        self.chain(at).next().map(|(diff, _)| diff)
     }
 
     /// The greedy walk from `from`: each diff with the snapshot after it. Whole walks take O(n).
     pub fn chain(&self, from: Snapshot) -> impl Iterator<Item = (Diff, Snapshot)> {
         let mut at = from;
-        // As `pick`, which looks from the start each time; the gids of a walk only grow.
         let start = Order::last_at(from.begin());
         let mut normal = self.reach.range(..=start).next_back();
+        // The gids of a walk only grow, so all of them are passed once.
         let mut ahead = self.reach.range((Bound::Excluded(start), Bound::Unbounded)).peekable();
+        let mut compared = self.comparisons.range(Order::first_at(from.begin())..).peekable();
         std::iter::from_fn(move || {
             let gid = at.begin();
             while let Some(next) = ahead.next_if(|(k, _)| k.begin <= gid) {
                 normal = Some(next);
             }
-            let diff = self.further(normal, gid)?;
-            at = at.apply(&diff).ok()?;
-            Some((diff, at))
+            let mut best = normal.filter(|(k, _)| k.end > gid);
+            while let Some(next) = compared.next_if(|(k, _)| k.begin <= gid) {
+                // It applies to its own start only, from where no normal one starts later.
+                let further = best.is_none_or(|(k, _)| k.end <= next.0.end);
+                if next.0.begin == gid && further {
+                    best = Some(next);
+                }
+            }
+            let (_, diff) = best?;
+            at = at.apply(diff).ok()?;
+            Some((*diff, at))
         })
     }
 
@@ -257,19 +255,30 @@ impl DiffSet {
 
     /// The diffs that make the clean snapshot `gid` of a copy of the base image (§2.9).
     pub fn restore_list(&self, base: &BaseState, gid: Gid) -> Result<Vec<Diff>, DiffSetError> {
-        let list = self.scan_list(base, gid)?;
-        let reached = crate::gid::walk(base.snapshot(), &list)?;
+        let (list, reached) = self.walk_to(base, gid)?;
         if reached.is_clean() { Ok(list) } else { Err(DiffSetError::Dirty(reached)) }
     }
 
     /// As [`Self::restore_list`], but a dirty snapshot will do (virtual scan, §2.9).
     pub fn scan_list(&self, base: &BaseState, gid: Gid) -> Result<Vec<Diff>, DiffSetError> {
-        let list = self.up_to(base.snapshot(), gid);
-        let reached = crate::gid::walk(base.snapshot(), &list)?;
-        if !base.can_apply(&list) || reached.begin() != gid {
-            return Err(DiffSetError::NoSnapshot(gid, *base));
+        self.walk_to(base, gid).map(|(list, _)| list)
+    }
+
+    /// The diffs that lead to the snapshot that begins at `gid`, and that snapshot.
+    fn walk_to(&self, base: &BaseState, gid: Gid) -> Result<(Vec<Diff>, Snapshot), DiffSetError> {
+        // No more than start before it.
+        let most = self.reach.len() + self.comparisons.len();
+        let (mut list, mut reached) = (Vec::with_capacity(most), base.snapshot());
+        for (diff, after) in self.chain(reached).take_while(|(_, after)| after.begin() <= gid) {
+            list.push(diff);
+            reached = after;
         }
-        Ok(list)
+        let whole = base.applying_to().is_none_or(|to| to.begin() <= reached.begin());
+        if whole && reached.begin() == gid {
+            Ok((list, reached))
+        } else {
+            Err(DiffSetError::NoSnapshot(gid, *base))
+        }
     }
 
     /// The diffs to apply to the base image to come to `gid`, never less than what an unfinished

@@ -291,7 +291,7 @@ impl Repair {
             self.volume.with(|c| c.harmed = None);
         }
         let here = self.volume.clone();
-        blocking::run(move || here.leases.delete(aside)).await
+        blocking::run(move || here.leases.mark(&aside)).await
     }
 }
 

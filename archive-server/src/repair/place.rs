@@ -1,8 +1,8 @@
 //! How a fetched wdiff takes its place, and how a damaged one is put aside.
 //!
 //! Invariants: a file that has a name in the catalogue has it at every instant, old or new; who
-//! reads the old one reads on; what was put aside is not in the catalogue, and goes when a start, a
-//! gc or the repair itself finds that it is not needed.
+//! reads the old one reads on; what was put aside is not in the catalogue, and is marked for deletion when a
+//! start, a gc or the repair itself finds that it is not needed.
 
 use crate::load;
 use crate::volume::{Catalogue, Volume};
@@ -44,7 +44,8 @@ impl Volume {
     fn install_instead(&self, diff: Diff, tmp: TmpFile) -> Result<Installed, RoleError> {
         let name = self.diff_name(&diff)?;
         let aside = format!("{name}{ASIDE_SUFFIX}");
-        self.dir.remove(&aside)?;
+        // Of an earlier attempt.
+        self.leases.mark(&[aside.clone()])?;
         let commit = || self.dir.commit(tmp, &name);
         let kept = self.leases.set_aside(&name, &aside, commit);
         let kept = kept.map_err(|e| RoleError::from(e).with_volume(&self.name))?;
@@ -56,7 +57,7 @@ impl Volume {
         });
         if !is_wanted {
             // Applied or merged away meanwhile.
-            self.leases.delete(vec![name])?;
+            self.leases.mark(&[name])?;
         }
         Ok(Installed { diff, aside: kept.then_some(aside) })
     }
@@ -65,15 +66,14 @@ impl Volume {
         let name = self.diff_name(&diff)?;
         self.dir.commit(tmp, &name).map_err(|e| RoleError::from(e).with_volume(&self.name))?;
         self.ledger.forget(&diff);
-        self.with(|c| {
-            c.diffs.remove(&diff);
-            // Nothing equal is left, so this cannot fail.
-            let _ = c.diffs.insert(diff);
-        });
-        // All of what lies inside is in it.
-        let needless = self.drop_contained(&diff)?;
-        self.with(follow);
-        self.leases.delete(needless)?;
+        let (begin, end) = (diff.begin().begin(), diff.end().begin());
+        self.doom(|c| {
+            let mut gone = Vec::from_iter(c.put(diff));
+            // All of what lies inside is in it.
+            gone.extend(c.take_out(c.diffs.garbage_in(begin, end)));
+            follow(c);
+            gone
+        })?;
         Ok(Installed { diff, aside: None })
     }
 

@@ -147,13 +147,7 @@ async fn image(
 fn foreign(volume: &Volume) -> Result<(), RoleError> {
     volume.ledger.settle(&[Kind::Foreign], None);
     for file in volume.dir.list()?.into_iter().filter(|n| n.ends_with(name::SUFFIX)) {
-        let known = volume.with(|c| {
-            let parsed = name::parse(&file).ok();
-            let stored = parsed.and_then(|d| c.diffs.get(&d).copied());
-            stored.is_some_and(|d| name::to_file_name(&d).is_ok_and(|n| n == file))
-        });
-        // Asked in this order: what is deleted leaves the catalogue first.
-        if !known && !volume.leases.is_read(&file) && volume.dir.look_at(&file)?.is_some() {
+        if volume.is_foreign(&file)? {
             let why = "is a wdiff that the catalogue does not know".to_owned();
             let found_s = clock::unix_seconds();
             check::tell(volume, Found { kind: Kind::Foreign, file, why, found_s });

@@ -47,7 +47,7 @@ pub struct Archive {
 }
 
 pub fn settings() -> Settings {
-    Settings { reserve_bytes: 1 << 20, ..Settings::default() }
+    Settings { reserve_bytes: 1 << 20, grace: Duration::ZERO, ..Settings::default() }
 }
 
 impl Archive {
@@ -123,6 +123,18 @@ impl Archive {
     /// Names in the volume's directory that end so.
     pub fn files(&self, suffix: &str) -> Vec<String> {
         files(&self.volume_dir(), suffix)
+    }
+
+    /// Names of the volume's files that are marked for deletion.
+    pub fn marked(&self) -> Vec<String> {
+        let mut names = self.files("");
+        names.retain(|name| name.contains(".wdiff.doomed-"));
+        names
+    }
+
+    /// Waits until all of those are gone.
+    pub async fn all_deleted(&self) {
+        until("the deletion", || async { self.marked().is_empty().then_some(()) }).await;
     }
 }
 

@@ -45,6 +45,7 @@ fn view_json(server: &str, view: &View) -> Value {
             "base": snapshot(v.base.as_ref().and_then(|base| base.begin)),
             "applying_to": v.base.as_ref().and_then(|b| b.end).map(|end| snapshot(Some(end))),
             "latest": snapshot(v.latest), "diffs": v.diffs, "diff_bytes": v.diff_bytes,
+            "doomed_files": v.doomed_files, "doomed_bytes": v.doomed_bytes,
             "newest_restorable_gid": v.newest_restorable_gid,
             "newest_restorable_s": v.newest_restorable_s,
             "last_received_s": v.last_received_s, "running": v.running,
@@ -98,13 +99,17 @@ fn view_summary(view: &View) -> String {
             };
             v.queues.iter().map(queue).collect::<Vec<_>>().join("; ")
         }
-        View::Archive(v) => format!(
-            "latest {}, {} wdiffs, {}, image {}",
-            snapshot(v.latest),
-            v.diffs,
-            format_size(v.diff_bytes),
-            v.image
-        ),
+        View::Archive(v) => {
+            let doomed = || format!(", {} more to be deleted", format_size(v.doomed_bytes));
+            format!(
+                "latest {}, {} wdiffs, {}{}, image {}",
+                snapshot(v.latest),
+                v.diffs,
+                format_size(v.diff_bytes),
+                if v.doomed_files > 0 { doomed() } else { String::new() },
+                v.image
+            )
+        }
     }
 }
 
