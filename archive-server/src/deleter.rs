@@ -92,11 +92,7 @@ impl Deleter {
 
     /// Bytes that are free for a volume; when that is less than `needed`, all that can be deleted
     /// is gone.
-    pub(crate) async fn free_bytes(
-        &self,
-        volume: &Volume,
-        needed: u64,
-    ) -> Result<u64, RoleError> {
+    pub(crate) async fn free_bytes(&self, volume: &Volume, needed: u64) -> Result<u64, RoleError> {
         let free = volume.dir.free_bytes()?;
         if free >= needed {
             return Ok(free);

@@ -33,6 +33,7 @@ use proto::v1::{
 };
 use server_kit::blocking;
 use server_kit::error::{Reason, RoleError};
+use server_kit::pages::pages;
 use std::sync::Arc;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -220,12 +221,15 @@ impl ArchiveRpc for Service {
         Ok(Response::new(ArchiveVolumeList { volumes }))
     }
 
-    async fn list_restorable(&self, request: Request<RestorableRequest>) -> Answer<RestorableList> {
+    async fn list_restorable(
+        &self,
+        request: Request<RestorableRequest>,
+    ) -> Answer<BoxStream<RestorableList>> {
         let request = request.get_ref();
         let volume = self.0.volume(&request.volume)?;
         volume.require(&WITH_IMAGE, "list the snapshots of")?;
         let snapshots = verify::restorable(&volume, request.all);
-        Ok(Response::new(RestorableList { snapshots }))
+        Ok(Response::new(pages(snapshots, |snapshots| RestorableList { snapshots })))
     }
 
     async fn restore(&self, request: Request<RestoreRequest>) -> Answer<RestoreReply> {
@@ -250,7 +254,7 @@ impl ArchiveRpc for Service {
         empty(blocking::run(work).await)
     }
 
-    async fn list_diffs(&self, request: Request<VolumeRef>) -> Answer<DiffList> {
+    async fn list_diffs(&self, request: Request<VolumeRef>) -> Answer<BoxStream<DiffList>> {
         let volume = self.0.volume(&request.get_ref().volume)?;
         volume.require(&WITH_IMAGE, "list the diffs of")?;
         let diffs: Vec<_> = volume.with(|c| c.diffs.iter().copied().collect());
@@ -258,8 +262,8 @@ impl ArchiveRpc for Service {
             let file = volume.diff_name(&diff)?;
             Ok(DiffEntry { diff: Some(diff.into()), file })
         };
-        let diffs = diffs.into_iter().map(entry).collect::<Result<_, _>>()?;
-        Ok(Response::new(DiffList { diffs }))
+        let diffs = diffs.into_iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+        Ok(Response::new(pages(diffs, |diffs| DiffList { diffs })))
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Answer<Operation> {
@@ -281,8 +285,12 @@ impl ArchiveRpc for Service {
     async fn plan_retention(
         &self,
         request: Request<PlanRetentionRequest>,
-    ) -> Answer<RetentionPlan> {
-        Ok(Response::new(upkeep::plan_message(&self.0, request.get_ref())?))
+    ) -> Answer<BoxStream<RetentionPlan>> {
+        let mut plan = upkeep::plan_message(&self.0, request.get_ref())?;
+        let dropped = std::mem::take(&mut plan.dropped);
+        // Only the first message says more.
+        let message = |dropped| RetentionPlan { dropped, ..std::mem::take(&mut plan) };
+        Ok(Response::new(pages(dropped, message)))
     }
 
     async fn run_retention(&self, request: Request<VolumeRef>) -> Answer<Operation> {
@@ -331,12 +339,12 @@ impl ArchiveRpc for Service {
         Ok(Response::new(SetExplicitReply { changed }))
     }
 
-    async fn gc(&self, request: Request<VolumeRef>) -> Answer<GcReply> {
+    async fn gc(&self, request: Request<VolumeRef>) -> Answer<BoxStream<GcReply>> {
         let volume = self.0.volume(&request.get_ref().volume)?;
         let here = volume.clone();
         let removed = blocking::run(move || history::gc(&here)).await?;
         self.0.indexer.tend(&volume);
-        Ok(Response::new(GcReply { removed }))
+        Ok(Response::new(pages(removed, |removed| GcReply { removed })))
     }
 
     async fn verify(&self, request: Request<VerifyRequest>) -> Answer<Operation> {

@@ -13,7 +13,7 @@ mod common;
 
 use common::{Archive, Device, VOLUME, filled, reason, same, volume};
 use proto::v1::restore_request::Point;
-use proto::v1::{OperationStatus, RestorableRequest, RestoreRequest, SnapshotRef};
+use proto::v1::{OperationStatus, RestoreRequest, SnapshotRef};
 use server_kit::error::Reason;
 use std::os::unix::fs::MetadataExt;
 
@@ -84,11 +84,10 @@ async fn status_and_lists_tell_what_is_there() {
     assert_eq!(status.diff_bytes, sizes);
     assert_eq!(status.error, "");
     assert!(status.last_received_s > 1_700_000_000);
-    let all = RestorableRequest { volume: VOLUME.into(), all: true };
-    let list = client.archive.list_restorable(all).await.unwrap().into_inner().snapshots;
+    let list = client.restorable(true).await;
     let seen: Vec<_> = list.iter().map(|r| (r.gid, r.timestamp_s - 1_700_000_000)).collect();
     assert_eq!(seen, [(0, 0), (1, 10), (2, 20), (3, 30), (4, 40)]);
-    let diffs = client.archive.list_diffs(volume()).await.unwrap().into_inner().diffs;
+    let diffs = client.diffs().await;
     let names: Vec<_> = diffs.iter().map(|d| d.file.clone()).collect();
     assert_eq!(names, archive.files(".wdiff"));
     assert_eq!(names[0], "20231114221330----0-1.wdiff");

@@ -18,9 +18,7 @@ use common::{Answer, Archive, Client, Device, VOLUME, messages, meta, reason, sa
 use common::{UUID, until, volume, wdiff};
 use proto::v1::merge_request::Until;
 use proto::v1::restore_request::Point;
-use proto::v1::{
-    Operation, OperationStatus, RestorableRequest, RestoreRequest, SetExplicitRequest, SnapshotRef,
-};
+use proto::v1::{Operation, OperationStatus, RestoreRequest, SetExplicitRequest, SnapshotRef};
 use server_kit::error::Reason;
 use std::path::Path;
 use std::sync::Arc;
@@ -67,7 +65,7 @@ async fn merged(client: &mut Client, begin: u64, end: u64) {
 
 /// The diffs, as `begin-end` with an M when mergeable.
 async fn diffs(client: &mut Client) -> Vec<String> {
-    let diffs = client.archive.list_diffs(volume()).await.unwrap().into_inner().diffs;
+    let diffs = client.diffs().await;
     let text = |d: proto::v1::DiffEntry| {
         let diff = d.diff.unwrap();
         let flag = if diff.mergeable { "M" } else { "" };
@@ -77,9 +75,7 @@ async fn diffs(client: &mut Client) -> Vec<String> {
 }
 
 async fn restorable(client: &mut Client, all: bool) -> Vec<u64> {
-    let request = RestorableRequest { volume: VOLUME.into(), all };
-    let list = client.archive.list_restorable(request).await.unwrap().into_inner();
-    list.snapshots.into_iter().map(|s| s.gid).collect()
+    client.restorable(all).await.into_iter().map(|s| s.gid).collect()
 }
 
 /// Everything that is said to be restorable is what it was.
@@ -133,8 +129,7 @@ async fn a_merge_keeps_its_ends_and_explicit_snapshots_stop_it() {
     assert_eq!(restorable(&mut client, false).await, [0, 1, 6, 8]);
     check(&mut client, &device, &[0, 1, 6, 7, 8]).await;
     // The time of a merged diff is that of its last snapshot.
-    let request = RestorableRequest { volume: VOLUME.into(), all: true };
-    let list = client.archive.list_restorable(request).await.unwrap().into_inner().snapshots;
+    let list = client.restorable(true).await;
     assert_eq!(list[2].timestamp_s, meta(5, 6).timestamp_s);
 }
 
@@ -366,7 +361,7 @@ async fn gc_removes_what_lies_behind_a_gap_and_nothing_else() {
     let (dir, device) = (tempfile::tempdir().unwrap(), device());
     let archive = Archive::start(&dir);
     let mut client = filled(&archive, &device, &[]).await;
-    let none = client.archive.gc(volume()).await.unwrap().into_inner().removed;
+    let none = client.gc().await;
     assert_eq!(none, Vec::<String>::new());
     let files = archive.files(".wdiff");
     archive.kill();
@@ -374,7 +369,7 @@ async fn gc_removes_what_lies_behind_a_gap_and_nothing_else() {
     let archive = Archive::start(&dir);
     let mut client = archive.client();
     assert!(client.get().await.error.contains("a wdiff is missing"));
-    let removed = client.archive.gc(volume()).await.unwrap().into_inner().removed;
+    let removed = client.gc().await;
     assert_eq!(removed, files[6..]);
     assert_eq!(archive.files(".wdiff"), files[..5]);
     assert_eq!(client.get().await.error, "");

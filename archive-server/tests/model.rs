@@ -15,12 +15,12 @@ mod common;
 
 use archive_server::{Settings, World};
 use block_io::nbd::Client as Nbd;
-use common::{Archive, Client, Device, VOLUME, messages, meta, reason, same, start_of, volume};
+use common::{Archive, Client, Device, VOLUME, messages, meta, reason, same, start_of};
 use proto::v1::merge_request::Until;
 use proto::v1::mount_request::Point;
 use proto::v1::{
-    MountRequest, Mounted, OperationStatus, RestorableRequest, Retention, SetExplicitRequest,
-    SetRetentionRequest, UnmountRequest, WdiffResult,
+    MountRequest, Mounted, OperationStatus, Retention, SetExplicitRequest, SetRetentionRequest,
+    UnmountRequest, WdiffResult,
 };
 use server_kit::error::Reason;
 use std::collections::BTreeMap;
@@ -280,9 +280,7 @@ impl Run {
 }
 
 async fn listed(client: &mut Client) -> Vec<u64> {
-    let request = RestorableRequest { volume: VOLUME.into(), all: true };
-    let list = client.archive.list_restorable(request).await.unwrap().into_inner();
-    list.snapshots.into_iter().map(|s| s.gid).collect()
+    client.restorable(true).await.into_iter().map(|s| s.gid).collect()
 }
 
 async fn history(seed: u64, steps: usize) {
@@ -296,7 +294,7 @@ async fn history(seed: u64, steps: usize) {
             10..=11 => run.set_explicit().await,
             12..=13 => run.mount().await,
             14 => run.retention().await,
-            15 => drop(run.client.archive.gc(volume()).await.unwrap()),
+            15 => drop(run.client.gc().await),
             _ => run.kill().await,
         }
         run.what = format!("{} (seed {seed}, step {step})", run.what);

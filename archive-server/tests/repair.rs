@@ -18,7 +18,7 @@ use common::{Archive, Client, Device, UUID, VOLUME, filled, same, volume};
 use proto::v1::restore_request::Point;
 use proto::v1::{
     MergeRequest, Operation, OperationStatus, Peer, RebuildRequest, RepairRequest,
-    ReplicateRequest, RestorableRequest, VerifyRequest, merge_request::Until,
+    ReplicateRequest, VerifyRequest, merge_request::Until,
 };
 use server_kit::error::Reason;
 use std::path::Path;
@@ -57,9 +57,7 @@ async fn merge(client: &mut Client, begin: u64, end: u64) {
 }
 
 async fn gids(client: &mut Client) -> Vec<u64> {
-    let request = RestorableRequest { volume: VOLUME.into(), all: true };
-    let list = client.archive.list_restorable(request).await.unwrap().into_inner();
-    list.snapshots.into_iter().map(|s| s.gid).collect()
+    client.restorable(true).await.into_iter().map(|s| s.gid).collect()
 }
 
 /// Every snapshot that can be restored is what the device was.

@@ -18,7 +18,7 @@ use common::{until, volume};
 use proto::v1::mount_request::Point;
 use proto::v1::{
     CompleteRequest, CompleteTo, DiffMeta, DropReplicationRequest, MountRequest, OperationRef,
-    OperationStatus, Peer, PlanRetentionRequest, ReplicationSchedule, RestorableRequest, Retention,
+    OperationStatus, Peer, PlanRetentionRequest, ReplicationSchedule, Retention,
     SetAgeLimitRequest, SetExplicitRequest, SetReplicationRequest, SetRetentionRequest, TaskStatus,
     UnmountRequest, WdiffResult,
 };
@@ -75,9 +75,7 @@ fn policy(text: &str) -> Option<Retention> {
 }
 
 async fn gids(client: &mut Client) -> Vec<u64> {
-    let request = RestorableRequest { volume: VOLUME.into(), all: true };
-    let list = client.archive.list_restorable(request).await.unwrap().into_inner();
-    list.snapshots.into_iter().map(|s| s.gid).collect()
+    client.restorable(true).await.into_iter().map(|s| s.gid).collect()
 }
 
 async fn until_gids(client: &Client, wanted: &[u64]) {
@@ -216,7 +214,8 @@ async fn what_somebody_needs_stays() {
     let request = UnmountRequest { volume: VOLUME.into(), id: mounted.id };
     client.archive.unmount(request).await.unwrap();
     let plan = PlanRetentionRequest { volume: VOLUME.into(), policy: "all 60s".into() };
-    let plan = client.archive.plan_retention(plan).await.unwrap().into_inner();
+    let mut plan = client.archive.plan_retention(plan).await.unwrap().into_inner();
+    let plan = plan.message().await.unwrap().unwrap();
     assert_eq!((plan.held_by, plan.apply), (Some(4), None));
     until("the apply to end", || {
         let mut client = client.clone();

@@ -18,7 +18,7 @@ use common::{Archive, Client, Device, UUID, VOLUME, filled, messages, meta, same
 use proto::v1::restore_request::Point;
 use proto::v1::{
     Damage, DamageKind, DamageList, DrillRequest, MergeRequest, Operation, OperationStatus,
-    RestorableRequest, VerifyRequest, VolumeRef, WdiffResult, merge_request,
+    VerifyRequest, VolumeRef, WdiffResult, merge_request,
 };
 use server_kit::error::Reason;
 use std::os::unix::fs::FileExt;
@@ -57,8 +57,7 @@ async fn drill(client: &mut Client, gid: Option<u64>) -> Operation {
 
 /// How each snapshot was verified last.
 async fn ways(client: &mut Client) -> Vec<(u64, String)> {
-    let request = RestorableRequest { volume: VOLUME.into(), all: true };
-    let list = client.archive.list_restorable(request).await.unwrap().into_inner().snapshots;
+    let list = client.restorable(true).await;
     let way = |s: proto::v1::Restorable| {
         assert_eq!(s.verified_s == 0, s.verified_how.is_empty());
         (s.gid, s.verified_how)

@@ -9,6 +9,7 @@ use proto::v1::proxy_client::ProxyClient;
 use proto::v1::storage_client::StorageClient;
 use server_kit::error::Reason;
 use server_kit::net::{Connector, RealConnector};
+use server_kit::pages;
 use tonic::transport::Channel;
 
 use crate::error::ControlError;
@@ -32,6 +33,17 @@ impl<T> At<T> for Result<tonic::Response<T>, tonic::Status> {
             Ok(reply) => Ok(reply.into_inner()),
             Err(status) => Err(ControlError::from_status(server, &status)),
         }
+    }
+}
+
+/// Takes a list that comes in pages, with the server's name when that fails.
+pub(crate) trait All<M> {
+    async fn all(self, server: &Server) -> Result<Vec<M>, ControlError>;
+}
+
+impl<M> All<M> for tonic::Streaming<M> {
+    async fn all(self, server: &Server) -> Result<Vec<M>, ControlError> {
+        pages::all(self).await.map_err(|status| ControlError::from_status(server, &status))
     }
 }
 

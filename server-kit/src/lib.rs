@@ -5,7 +5,7 @@
 //! | [`durable`] | small files and directories that survive a crash at any instant |
 //! | [`state_machine`] | the state of a volume, changed by transactions |
 //! | [`error`] | one error type, equal on both sides of the wire |
-//! | [`net`], [`chunks`], [`nbd`] | listening, connecting, byte streams over gRPC |
+//! | [`net`], [`chunks`], [`pages`], [`nbd`] | listening, connecting, byte streams and lists over gRPC |
 //! | [`scan`], [`packing`] | a device read from front to end, and as messages |
 //! | [`hash_sync`] | two devices compared over the wire: what differs travels |
 //! | [`operations`], [`host`] | long jobs, and the service that every role has |
@@ -31,6 +31,7 @@ pub mod net;
 pub mod operations;
 pub mod pace;
 pub mod packing;
+pub mod pages;
 pub mod retry;
 pub mod role;
 pub mod scan;

@@ -31,10 +31,12 @@ use server_kit::chunks::bridge;
 use server_kit::error::{Reason, RoleError};
 use server_kit::net::Endpoint;
 use server_kit::operations::{OperationHandle, Outcome};
+use server_kit::pages;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
+use tonic::{Response, Status, Streaming};
 use wdiff_format::diff_set::DiffSet;
 use wdiff_format::gid::{Diff, Gid};
 use wdiff_format::open::WdiffReader;
@@ -147,6 +149,15 @@ impl Repair {
         Err(self.forked(&why))
     }
 
+    /// All messages of a list of the other archive.
+    async fn list<M>(
+        &self,
+        answer: Result<Response<Streaming<M>>, Status>,
+    ) -> Result<Vec<M>, RoleError> {
+        let failed = |s| RoleError::from_status(&self.peer, &s);
+        pages::all(answer.map_err(failed)?.into_inner()).await.map_err(failed)
+    }
+
     fn forked(&self, why: &str) -> RoleError {
         needs_resync(&self.volume, why, (&self.peer, self.archive.id.as_str()))
     }
@@ -156,8 +167,8 @@ impl Repair {
         let name = self.volume.name.to_string();
         let request = RestorableRequest { volume: name.clone(), all: true };
         let answer = self.client.list_restorable(request).await;
-        let there = answer.map_err(|s| RoleError::from_status(&self.peer, &s))?.into_inner();
-        let there: BTreeSet<u64> = there.snapshots.into_iter().map(|s| s.gid).collect();
+        let there = self.list(answer).await?.into_iter().flat_map(|page| page.snapshots);
+        let there: BTreeSet<u64> = there.map(|s| s.gid).collect();
         let harmed = damage::list(&self.volume).into_iter().filter(|d| d.harmed > 0);
         let first = harmed.map(|d| d.first_gid).min().unwrap_or(u64::MAX);
         let here = self.volume.with(|c| c.diffs.restorable(&c.base, true));
@@ -185,9 +196,9 @@ impl Repair {
     async fn pieces(&mut self, gap: &Diff) -> Result<Vec<Diff>, RoleError> {
         let of = VolumeRef { volume: self.volume.name.to_string() };
         let answer = self.client.list_diffs(of).await;
-        let there = answer.map_err(|s| RoleError::from_status(&self.peer, &s))?.into_inner();
+        let there = self.list(answer).await?.into_iter().flat_map(|page| page.diffs);
         let mut set = DiffSet::new();
-        for diff in there.diffs.into_iter().filter_map(|e| Diff::try_from(e.diff?).ok()) {
+        for diff in there.filter_map(|e| Diff::try_from(e.diff?).ok()) {
             // Each of a list is another one.
             let _ = set.insert(diff);
         }

@@ -14,10 +14,11 @@ use proto::v1::full_sync_request::Step as FullStep;
 use proto::v1::host_client::HostClient;
 use proto::v1::wdiff_transfer_request::Step as WdiffStep;
 use proto::v1::{
-    ApplyRequest, ArchiveVolume, Chunk, DiffMeta, FullSyncBulk, FullSyncEnd, FullSyncReply,
-    FullSyncRequest, FullSyncStart, MergeRequest, Operation, OperationRef, OperationStatus,
-    PrepareFullSyncRequest, RestoreRequest, Snapshot, SnapshotRef, VolumeRef, WdiffEnd, WdiffStart,
-    WdiffTransferReply, WdiffTransferRequest, restore_request::Point,
+    ApplyRequest, ArchiveVolume, Chunk, DiffEntry, DiffMeta, FullSyncBulk, FullSyncEnd,
+    FullSyncReply, FullSyncRequest, FullSyncStart, MergeRequest, Operation, OperationRef,
+    OperationStatus, PrepareFullSyncRequest, Restorable, RestorableRequest, RestoreRequest,
+    Snapshot, SnapshotRef, VolumeRef, WdiffEnd, WdiffStart, WdiffTransferReply,
+    WdiffTransferRequest, restore_request::Point,
 };
 use server_kit::net::{Connector, Endpoint, Listener, RealConnector};
 use server_kit::shutdown::Shutdown;
@@ -349,6 +350,28 @@ impl Client {
 
     pub async fn get(&mut self) -> ArchiveVolume {
         self.archive.get(volume()).await.unwrap().into_inner()
+    }
+
+    /// The snapshots that can be restored.
+    pub async fn restorable(&mut self, all: bool) -> Vec<Restorable> {
+        let request = RestorableRequest { volume: VOLUME.into(), all };
+        let pages = self.archive.list_restorable(request).await.unwrap().into_inner();
+        let pages = server_kit::pages::all(pages).await.unwrap();
+        pages.into_iter().flat_map(|page| page.snapshots).collect()
+    }
+
+    /// The wdiffs.
+    pub async fn diffs(&mut self) -> Vec<DiffEntry> {
+        let pages = self.archive.list_diffs(volume()).await.unwrap().into_inner();
+        let pages = server_kit::pages::all(pages).await.unwrap();
+        pages.into_iter().flat_map(|page| page.diffs).collect()
+    }
+
+    /// Removes needless wdiffs; their names.
+    pub async fn gc(&mut self) -> Vec<String> {
+        let pages = self.archive.gc(volume()).await.unwrap().into_inner();
+        let pages = server_kit::pages::all(pages).await.unwrap();
+        pages.into_iter().flat_map(|page| page.removed).collect()
     }
 
     /// Announces a full backup: session and first byte.

@@ -1,10 +1,8 @@
 //! Two archives, and a wire between them that can be cut.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use super::{Answer, Archive, Client, Device, VOLUME, same, volume};
-use proto::v1::{
-    Operation, OperationStatus, Peer, ReplicateRequest, Restorable, RestorableRequest,
-};
+use super::{Answer, Archive, Client, Device, VOLUME, same};
+use proto::v1::{Operation, OperationStatus, Peer, ReplicateRequest, Restorable};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -141,7 +139,5 @@ impl Pair {
 
 /// The gids of the snapshots that are kept.
 pub async fn explicit(client: &mut Client) -> Vec<u64> {
-    let request = RestorableRequest { volume: volume().volume, all: false };
-    let list = client.archive.list_restorable(request).await.unwrap().into_inner().snapshots;
-    list.into_iter().map(|Restorable { gid, .. }| gid).collect()
+    client.restorable(false).await.into_iter().map(|Restorable { gid, .. }| gid).collect()
 }

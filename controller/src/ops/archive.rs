@@ -6,7 +6,7 @@ use proto::v1;
 use proto::v1::restore_request::Point;
 
 use super::{Watch, look, lost};
-use crate::client::{At, Controller, volume_ref};
+use crate::client::{All, At, Controller, volume_ref};
 use crate::error::ControlError;
 
 /// Which snapshot.
@@ -30,7 +30,8 @@ pub async fn restorable(
 ) -> Result<Vec<v1::Restorable>, ControlError> {
     let (server, mut client) = ctl.archive(archive)?;
     let request = v1::RestorableRequest { volume: volume.to_owned(), all };
-    Ok(client.list_restorable(request).await.at(server)?.snapshots)
+    let pages = client.list_restorable(request).await.at(server)?.all(server).await?;
+    Ok(pages.into_iter().flat_map(|page| page.snapshots).collect())
 }
 
 async fn call_restore(
@@ -137,7 +138,8 @@ pub async fn diffs(
     volume: &str,
 ) -> Result<Vec<v1::DiffEntry>, ControlError> {
     let (server, mut client) = ctl.archive(archive)?;
-    Ok(client.list_diffs(volume_ref(volume)).await.at(server)?.diffs)
+    let pages = client.list_diffs(volume_ref(volume)).await.at(server)?.all(server).await?;
+    Ok(pages.into_iter().flat_map(|page| page.diffs).collect())
 }
 
 /// Moves the base image forward to a snapshot, no faster than `rate` bytes per second (0: as fast
@@ -264,6 +266,6 @@ pub async fn gc(
     volume: &str,
 ) -> Result<Vec<String>, ControlError> {
     let (server, client) = ctl.archive(archive)?;
-    let call = async || client.clone().gc(volume_ref(volume)).await.at(server);
-    Ok(lost::again(call).await?.removed)
+    let call = async || client.clone().gc(volume_ref(volume)).await.at(server)?.all(server).await;
+    Ok(lost::again(call).await?.into_iter().flat_map(|page| page.removed).collect())
 }

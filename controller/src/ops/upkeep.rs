@@ -5,7 +5,7 @@ use proto::v1;
 use server_kit::error::Reason;
 
 use super::{Event, Watch, lost, run};
-use crate::client::{At, Controller, volume_ref};
+use crate::client::{All, At, Controller, volume_ref};
 use crate::error::ControlError;
 use crate::group::ServerRole;
 
@@ -39,7 +39,10 @@ pub async fn plan(
     let (server, mut client) = ctl.archive(archive)?;
     let (volume, policy) = (volume.to_owned(), policy.to_owned());
     let request = v1::PlanRetentionRequest { volume: volume.clone(), policy };
-    let plan = client.plan_retention(request).await.at(server)?;
+    let mut pages = client.plan_retention(request).await.at(server)?.all(server).await?.into_iter();
+    // The first message has everything, but for more snapshots that go.
+    let mut plan = pages.next().unwrap_or_default();
+    plan.dropped.extend(pages.flat_map(|page| page.dropped));
     if let Some(gid) = plan.held_by {
         watch(Event::Note(&format!(
             "explicit snapshot {gid} is older than the policy and keeps all that follows it; give \

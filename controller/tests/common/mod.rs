@@ -431,10 +431,15 @@ impl Archive for Double {
         Ok(Response::new(found.unwrap_or_else(|| image("Clear", 0))))
     }
 
-    async fn list_restorable(&self, _: Request<RestorableRequest>) -> Answer<RestorableList> {
+    async fn list_restorable(
+        &self,
+        _: Request<RestorableRequest>,
+    ) -> Answer<BoxStream<RestorableList>> {
         let newest = self.world.lock().images.get(&self.name).map(|v| v.newest_restorable_gid);
         let snapshots = newest.map(|gid| Restorable { gid, ..Default::default() });
-        Ok(Response::new(RestorableList { snapshots: snapshots.into_iter().collect() }))
+        Ok(Response::new(server_kit::pages::pages(snapshots, |snapshots| RestorableList {
+            snapshots,
+        })))
     }
 
     async fn resize(&self, r: Request<ResizeRequest>) -> Answer<Empty> {

@@ -398,7 +398,7 @@ impl Archive for Service {
     async fn list_restorable(
         &self,
         _: Request<RestorableRequest>,
-    ) -> Result<Response<RestorableList>, Status> {
+    ) -> Result<Response<tonic::codegen::BoxStream<RestorableList>>, Status> {
         not_here()
     }
     async fn restore(&self, _: Request<RestoreRequest>) -> Result<Response<RestoreReply>, Status> {
@@ -410,7 +410,10 @@ impl Archive for Service {
     async fn delete_restored(&self, _: Request<SnapshotRef>) -> Result<Response<Empty>, Status> {
         not_here()
     }
-    async fn list_diffs(&self, _: Request<VolumeRef>) -> Result<Response<DiffList>, Status> {
+    async fn list_diffs(
+        &self,
+        _: Request<VolumeRef>,
+    ) -> Result<Response<tonic::codegen::BoxStream<DiffList>>, Status> {
         not_here()
     }
     async fn apply(&self, _: Request<ApplyRequest>) -> Result<Response<Operation>, Status> {
