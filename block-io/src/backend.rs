@@ -30,7 +30,7 @@ pub enum Engine {
 /// The engine of one device, resolved.
 pub(crate) enum Backend {
     Uring(&'static Uring),
-    Near(Arc<Near>),
+    Near(Near),
     Plain,
 }
 

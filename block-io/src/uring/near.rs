@@ -13,22 +13,29 @@
 //! A ring per device is no matter for the few devices of a device role; who follows thousands uses
 //! the engine thread.
 //!
-//! Invariant: as in the engine thread, what a request refers to is owned by the ring from
-//! submission to completion. A device that is closed before leaves its ring to a thread that waits
-//! for what is in flight; a ring that fails is leaked rather than freed.
+//! On a runtime of one thread the kernel is told that no other thread uses the ring. A completion
+//! then waits until the ring's task asks for it: otherwise the kernel interrupts the thread, which
+//! may sleep, once to finish the request and once to say so.
+//!
+//! Invariant: as in the engine thread, what a request refers to is owned by the ring's task from
+//! submission to completion. A device that is closed before leaves it to that task, which ends
+//! when nothing is in flight. A runtime that ends before waits a while; what is in flight even
+//! then, and a ring that fails, are leaked rather than freed.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use io_uring::IoUring;
+use io_uring::types::{SubmitArgs, Timespec};
 use nix::errno::Errno;
+use nix::sys::eventfd::EventFd;
 use parking_lot::Mutex;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 
-use super::sqe::pollable;
+use super::sqe::completions;
 use super::table::Table;
 use crate::admission::DEVICE_DEPTH;
 use crate::request::Request;
@@ -38,109 +45,179 @@ const RING_ENTRIES: u32 = 128;
 const _: () = assert!(DEVICE_DEPTH <= RING_ENTRIES as usize);
 /// No completion has this key.
 const NO_KEY: u64 = u64::MAX;
+/// How long the end of a runtime waits for what is in flight.
+const END: Duration = Duration::from_secs(5);
 
 /// The ring of one device.
 pub(crate) struct Near {
-    /// `None` once it has died.
-    table: Mutex<Option<Table>>,
-    /// Something is to be submitted.
-    bell: Arc<Notify>,
-    driver: AbortHandle,
+    queue: Arc<Queue>,
+}
+
+/// The way of the requests to the ring's task.
+struct Queue {
+    waiting: Mutex<Waiting>,
+    /// Something has changed there.
+    bell: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Those that are not in the ring yet.
+    requests: Vec<Request>,
+    /// The device has been closed: no more will come.
+    closed: bool,
+    /// The ring's task has ended: none is taken any more.
+    ended: bool,
 }
 
 impl Near {
     /// A ring whose completions the current runtime takes.
-    pub(crate) fn start() -> io::Result<Arc<Self>> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
-        let ring = IoUring::new(RING_ENTRIES)?;
-        let ready = pollable(&ring)?;
-        let table = Mutex::new(Some(Table::new(ring, DEVICE_DEPTH)?));
-        let bell = Arc::new(Notify::new());
-        Ok(Arc::new_cyclic(|near: &Weak<Self>| {
-            let driver = runtime.spawn(drive(near.clone(), ready, Arc::clone(&bell)));
-            Self { table, bell, driver: driver.abort_handle() }
-        }))
+    pub(crate) fn start() -> io::Result<Self> {
+        let runtime = Handle::try_current().map_err(io::Error::other)?;
+        let alone = runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
+        let (ring, disabled) = if alone { ring_of_one_thread()? } else { shared_ring()? };
+        let ready = completions(&ring)?;
+        let table = Some(Table::new(ring, DEVICE_DEPTH)?);
+        let queue = Arc::new(Queue { waiting: Mutex::default(), bell: Notify::new() });
+        let driver = Driver { table, queue: Arc::clone(&queue), taken: Vec::new() };
+        runtime.spawn(driver.run(ready, disabled));
+        Ok(Self { queue })
     }
 
     /// Hands a request over; its answer comes through its channel.
     pub(crate) fn submit(&self, request: Request) {
-        self.with(|table| table.take_in(request));
-        self.bell.notify_one();
-    }
-
-    /// Does something to the table; an error is the end of the ring.
-    fn with(&self, act: impl FnOnce(&mut Table) -> io::Result<()>) {
-        let mut table = self.table.lock();
-        let Some(ring) = table.as_mut() else { return };
-        if let Err(error) = act(ring) {
-            tracing::error!(%error, "an io_uring engine has died");
-            table.take().into_iter().for_each(Table::abandon);
+        let mut waiting = self.queue.waiting.lock();
+        if !waiting.ended {
+            waiting.requests.push(request);
         }
+        drop(waiting);
+        self.queue.bell.notify_one();
     }
 }
 
 impl Drop for Near {
     fn drop(&mut self) {
-        self.driver.abort();
-        // Somebody gave up waiting, and the kernel still works on it.
-        let Some(table) = self.table.lock().take().filter(|table| !table.is_idle()) else { return };
-        let left = Arc::new(Mutex::new(Some(table)));
-        let taken = Arc::clone(&left);
-        let name = std::thread::Builder::new().name("walb-uring-end".into());
-        let waits = name.spawn(move || taken.lock().take().into_iter().for_each(finish));
-        if waits.is_err() {
-            left.lock().take().into_iter().for_each(Table::abandon);
+        self.queue.waiting.lock().closed = true;
+        self.queue.bell.notify_one();
+    }
+}
+
+/// A ring that only the thread that enables it may use; a plain one where the kernel is older than
+/// 6.1. True: it has to be enabled.
+fn ring_of_one_thread() -> io::Result<(IoUring, bool)> {
+    let mut newest = IoUring::builder();
+    newest.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_r_disabled();
+    match newest.build(RING_ENTRIES) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => shared_ring(),
+        ring => Ok((ring?, true)),
+    }
+}
+
+fn shared_ring() -> io::Result<(IoUring, bool)> {
+    Ok((IoUring::new(RING_ENTRIES)?, false))
+}
+
+/// The ring's task.
+struct Driver {
+    /// `None` once it has died.
+    table: Option<Table>,
+    queue: Arc<Queue>,
+    /// Requests on their way from the queue to the ring, reused from turn to turn.
+    taken: Vec<Request>,
+}
+
+impl Driver {
+    /// Submits what is new and answers what is complete, until the device has been closed and
+    /// nothing is in flight.
+    async fn run(mut self, ready: AsyncFd<EventFd>, disabled: bool) {
+        if disabled && !self.with(|table| table.ring.submitter().register_enable_rings()) {
+            return;
+        }
+        loop {
+            tokio::select! {
+                biased;
+                readable = ready.readable() => match readable {
+                    Ok(mut guard) => guard.clear_ready(),
+                    Err(_no_runtime) => return,
+                },
+                () = self.queue.bell.notified() => {}
+            }
+            let closed = self.take();
+            let mut taken = std::mem::take(&mut self.taken);
+            let sound = self.with(|table| {
+                taken.drain(..).try_for_each(|request| table.take_in(request))?;
+                enter(table)?;
+                table.reap(NO_KEY)?;
+                // What came short.
+                enter(table)
+            });
+            self.taken = taken;
+            if !sound || closed && self.table.as_ref().is_none_or(Table::is_idle) {
+                return;
+            }
+        }
+    }
+
+    /// Takes the requests out of the queue; true when no more will come.
+    fn take(&mut self) -> bool {
+        let mut waiting = self.queue.waiting.lock();
+        std::mem::swap(&mut waiting.requests, &mut self.taken);
+        waiting.closed
+    }
+
+    /// Does something to the table; an error is the end of the ring (false).
+    fn with(&mut self, act: impl FnOnce(&mut Table) -> io::Result<()>) -> bool {
+        let Some(table) = &mut self.table else { return false };
+        let Err(error) = act(table) else { return true };
+        tracing::error!(%error, "an io_uring engine has died");
+        self.table.take().into_iter().for_each(Table::abandon);
+        false
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Whoever still waits for a turn is told.
+        *self.queue.waiting.lock() = Waiting { ended: true, ..Waiting::default() };
+        // The runtime ends. The thread is the one that used the ring.
+        if let Some(table) = self.table.take() {
+            finish(table);
         }
     }
 }
 
-/// Waits for all that is in flight; then the ring, memory and file are given back.
-fn finish(mut table: Table) {
-    while !table.is_idle() {
-        let waited = match table.ring.submit_and_wait(1) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            other => other.map(drop),
-        };
-        if waited.and_then(|()| table.reap(NO_KEY)).is_err() {
-            return table.abandon();
+/// Submits what is in the submission queue, and lets the kernel finish what is complete.
+fn enter(table: &mut Table) -> io::Result<()> {
+    loop {
+        let queue = table.ring.submission();
+        if queue.is_empty() && !queue.taskrun() {
+            return Ok(());
+        }
+        drop(queue);
+        if let Err(error) = table.ring.submit() {
+            retry(error)?;
         }
     }
 }
 
-/// Submits what is in the submission queue.
-fn submit(table: &mut Table) -> io::Result<()> {
-    while !table.ring.submission().is_empty() {
-        match table.ring.submit() {
-            Ok(_) => {}
-            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::EINTR | Errno::EAGAIN | Errno::EBUSY) => std::thread::yield_now(),
-                _ => return Err(error),
-            },
-        }
+/// Is it worth another attempt?
+fn retry(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EINTR | Errno::EAGAIN | Errno::EBUSY) => std::thread::yield_now(),
+        _ => return Err(error),
     }
     Ok(())
 }
 
-/// Submits what is new and answers what is complete, until the engine is gone.
-async fn drive(near: Weak<Near>, ready: AsyncFd<OwnedFd>, bell: Arc<Notify>) {
-    loop {
-        let complete = tokio::select! {
-            biased;
-            readable = ready.readable() => match readable {
-                Ok(mut guard) => {
-                    guard.clear_ready();
-                    true
-                }
-                Err(_no_runtime) => return,
-            },
-            () = bell.notified() => false,
-        };
-        let Some(near) = near.upgrade() else { return };
-        near.with(|table| {
-            if complete {
-                table.reap(NO_KEY)?;
-            }
-            submit(table)
-        });
+/// Waits for all that is in flight, so that ring, memory and file can be given back.
+fn finish(mut table: Table) {
+    let deadline = Instant::now() + END;
+    while !table.is_idle() {
+        let left = Timespec::from(deadline.saturating_duration_since(Instant::now()));
+        let args = SubmitArgs::new().timespec(&left);
+        let waited = table.ring.submitter().submit_with_args(1, &args).map(drop).or_else(retry);
+        if waited.and_then(|()| table.reap(NO_KEY)).is_err() {
+            return table.abandon();
+        }
     }
 }

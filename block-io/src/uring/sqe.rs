@@ -5,8 +5,9 @@
 #![expect(unsafe_code, reason = "io_uring takes raw pointers")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -128,13 +129,15 @@ fn length(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(!4095)
 }
 
-/// The ring as something that the present runtime polls: readable when there are completions.
-pub(super) fn pollable(ring: &IoUring) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the descriptor is that of the ring, which is borrowed meanwhile.
-    let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) }.try_clone_to_owned()?;
-    // SAFETY: the duplicate is owned by the `AsyncFd` alone, which nobody gets it out of: it stays
+/// An eventfd that the present runtime polls: readable anew whenever there are completions, or some
+/// to ask the kernel for. The ring's own descriptor does not tell of the latter.
+pub(super) fn completions(ring: &IoUring) -> io::Result<AsyncFd<EventFd>> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let event = EventFd::from_value_and_flags(0, flags)?;
+    ring.submitter().register_eventfd(event.as_fd().as_raw_fd())?;
+    // SAFETY: the eventfd is owned by the `AsyncFd` alone, which nobody gets it out of: it stays
     // open and the same until the `AsyncFd` is dropped.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) }?)
 }
 
 /// Puts the rest of `in_flight` into the submission queue, under `key`.
