@@ -12,6 +12,7 @@ use crate::faults;
 use crate::image;
 use crate::jobs::{APPLY, HASH_SYNC, Job, KEEP, MERGE, READ, REPLICATE, RESYNC, check};
 use crate::restore::restorable_at;
+use crate::verify;
 use crate::volume::Volume;
 use proto::v1::{ApplyRequest, apply_request::Point};
 use server_kit::blocking;
@@ -81,7 +82,7 @@ pub(crate) async fn to_its_end(
 ) -> Result<Outcome, RoleError> {
     let done = run(archive, volume, &job, handle, target).await;
     if let Err(error) = &done {
-        volume.set_fault(APPLY, error);
+        failed(volume, error);
     }
     drop(job);
     if done.as_ref().is_err_and(passes_by_itself) {
@@ -101,8 +102,8 @@ fn check_target(volume: &Volume, gid: Gid) -> Result<(), RoleError> {
         return Ok(());
     }
     let message = format!("volume {}: no diff leads from {base} to gid {gid}", volume.name);
-    let list = "`walbc restorable ARCHIVE VOLUME --all` lists what there is";
-    Err(RoleError::unknown_snapshot(&volume.name, message).with_next_step(list))
+    let step = faults::see_restorable(volume.name.as_str());
+    Err(RoleError::unknown_snapshot(&volume.name, message).with_next_step(step))
 }
 
 /// Finishes an interrupted apply in the background, for as long as it takes. Does nothing when
@@ -125,7 +126,7 @@ pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
             };
-            volume.set_fault(APPLY, &error);
+            failed(&volume, &error);
             if !passes_by_itself(&error) {
                 return Err(error);
             }
@@ -141,6 +142,15 @@ pub(crate) fn mend(archive: &Arc<Archive>, volume: &Arc<Volume>) {
             }
         }
     });
+}
+
+/// Damage is known from now on. Only a base image that is half-way is the volume's fault, and not
+/// the operation's alone.
+fn failed(volume: &Volume, error: &RoleError) {
+    verify::check::met(volume, error);
+    if volume.with(|c| c.base.applying_to().is_some()) {
+        volume.set_fault(APPLY, error);
+    }
 }
 
 /// Whether it is worth to try again without anybody doing anything here.

@@ -4,8 +4,21 @@ use server_kit::error::{Reason, RoleError, is_no_space};
 use std::io;
 use std::path::Path;
 use wdiff_format::diff_set::DiffSetError;
-use wdiff_format::error::{Problem, WdiffError};
+use wdiff_format::error::{InputError, Problem, WdiffError};
 use wdiff_format::name;
+
+/// What is wrong with a wdiff, without its name and without advice.
+pub(crate) fn what_is_wrong(error: &WdiffError) -> String {
+    match error {
+        WdiffError::Input(InputError { place, problem: Problem::Damaged(what) }) => {
+            format!("at byte {}: {what}", place.offset)
+        }
+        WdiffError::Input(InputError { place, problem: Problem::Truncated }) => {
+            format!("at byte {}: it ends without its end pack", place.offset)
+        }
+        other => server_kit::error::chain(other),
+    }
+}
 
 /// A wdiff that cannot be read, or an image that its records do not fit.
 pub(crate) fn wdiff(volume: &str, error: WdiffError) -> RoleError {
@@ -31,16 +44,21 @@ pub(crate) fn wdiff(volume: &str, error: WdiffError) -> RoleError {
         WdiffError::Output { .. } => Reason::Io,
         _ => Reason::Damaged,
     };
-    let step = match (reason, harmed) {
-        (Reason::Damaged, Some(_)) => format!(
-            "bring the file back from another archive; or take it away, restart this archive, and \
-             run: walbc hash-backup STORAGE {volume}. Older snapshots are whole: \
-             walbc restorable ARCHIVE {volume} --all"
+    let is_damaged = reason == Reason::Damaged && harmed.is_some();
+    let step = match is_damaged {
+        true => format!(
+            "from an archive that has it: walbc repair ARCHIVE {volume} --from OTHER. Older \
+             snapshots are whole: walbc restorable ARCHIVE {volume} --all"
         ),
-        _ => format!("see what can be restored: walbc restorable ARCHIVE {volume} --all"),
+        false => see_restorable(volume),
     };
-    let error = RoleError::new(reason, message).with_volume(volume).with_source(error);
-    error.with_file(file).with_next_step(step)
+    let error = match &error {
+        WdiffError::Input(InputError {
+            problem: Problem::Damaged(_) | Problem::Truncated, ..
+        }) => RoleError::new(reason, format!("{message}: {file}: {}", what_is_wrong(&error))),
+        _ => RoleError::new(reason, message).with_source(error),
+    };
+    error.with_volume(volume).with_file(file).with_next_step(step)
 }
 
 /// A device or image file that failed.
@@ -50,7 +68,11 @@ pub(crate) fn image(volume: &str, attempt: &str, path: &Path, error: io::Error) 
 
 /// A question that the diffs do not answer.
 pub(crate) fn snapshot(volume: &str, error: &DiffSetError) -> RoleError {
-    RoleError::unknown_snapshot(volume, format!("volume {volume}: {error}")).with_next_step(
-        format!("see what can be restored: walbc restorable ARCHIVE {volume} --all"),
-    )
+    RoleError::unknown_snapshot(volume, format!("volume {volume}: {error}"))
+        .with_next_step(see_restorable(volume))
+}
+
+/// What to do about a snapshot that is not there.
+pub(crate) fn see_restorable(volume: &str) -> String {
+    format!("see what can be restored: walbc restorable ARCHIVE {volume} --all")
 }

@@ -11,6 +11,7 @@ use crate::hash_sink::{self, Sink};
 use crate::jobs::{HASH_SYNC, Job};
 use crate::receive::check_space;
 use crate::state::State;
+use crate::verify;
 use crate::view::{self, View};
 use crate::volume::Volume;
 use futures::{Stream, StreamExt};
@@ -164,7 +165,8 @@ where
             }
             Err(error) => error.with_volume(&volume.name),
         };
-        if matches!(error.reason(), Reason::NoSpace | Reason::Io | Reason::Damaged) {
+        verify::check::met(&volume, &error);
+        if matches!(error.reason(), Reason::NoSpace | Reason::Io) {
             volume.set_fault(HASH_SYNC, &error);
         }
         let copy = RoleError::new(error.reason(), error.full_message())

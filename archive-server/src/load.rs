@@ -14,7 +14,7 @@ use crate::record::{
 };
 use crate::repair::place::ASIDE_SUFFIX;
 use crate::state::State;
-use crate::volume::{Catalogue, Volume};
+use crate::volume::{Catalogue, Fault, Volume};
 use server_kit::blocking;
 use server_kit::durable::{DurableDir, StateFile};
 use server_kit::error::RoleError;
@@ -80,7 +80,10 @@ pub(crate) fn volume(
             tracing::error!(volume = %name, error = error.full_message(), "cannot load the volume");
             let base = BaseState::at(Snapshot::clean(Gid(0)), 0);
             let mut catalogue = Catalogue::new(Record::new(), base);
-            catalogue.faults.insert(LOAD, error.full_message());
+            catalogue.faults.insert(LOAD, Fault::from(&error));
+            let is_whole = |file| StateFile::<Record>::new(dir.clone(), file).load();
+            catalogue.rebuildable = !matches!(is_whole(STATE_FILE), Ok(Some(_)))
+                && matches!(is_whole(COPY_FILE), Ok(Some(_)));
             // Nothing of a broken volume is deleted.
             leases = Leases::new(dir.clone(), wake.clone());
             (State::Broken, catalogue)
@@ -151,7 +154,7 @@ fn load(
     for (finder, fault) in [(LOAD, fault), (GAP, gap)] {
         if let Some(fault) = fault {
             tracing::error!(volume = %name, fault, "something is wrong with the volume");
-            catalogue.faults.insert(finder, fault);
+            catalogue.faults.insert(finder, Fault::damage(fault));
         }
     }
     Ok((state, catalogue))

@@ -14,6 +14,7 @@ use crate::deleter::Deleter;
 use crate::faults;
 use crate::image;
 use crate::jobs::{APPLY, GC, Job, KEEP, MERGE, check};
+use crate::verify;
 use crate::volume::{Catalogue, Volume};
 use proto::v1::{MergeRequest, Operation, merge_request::Until};
 use server_kit::blocking;
@@ -135,7 +136,8 @@ fn exact(
 ) -> Result<(), RoleError> {
     let cannot = format!("cannot merge volume {volume} from gid {first} to {end}");
     if end <= first {
-        return Err(RoleError::bad_request(format!("{cannot}: that is backwards")));
+        let error = RoleError::bad_request(format!("{cannot}: that is backwards"));
+        return Err(error.with_volume(volume).with_next_step("name the older gid first"));
     }
     let no_start = |gid: Gid| {
         let step = format!("see the diffs: walbc diffs ARCHIVE {volume}");
@@ -214,7 +216,11 @@ async fn one(
         deleter: archive.deleter.clone(),
         bytes_per_s,
     };
-    blocking::run_waiting(move || work.merge(&group)).await
+    let done = blocking::run_waiting(move || work.merge(&group)).await;
+    if let Err(error) = &done {
+        verify::check::met(volume, error);
+    }
+    done
 }
 
 /// What the thread of a merge holds.

@@ -45,7 +45,7 @@ fn make(volume: &Volume, request: &RebuildRequest) -> Result<Vec<String>, RoleEr
         let message = format!(
             "the state of volume {} is whole, so it needs no rebuild; what is wrong: {}",
             volume.name,
-            volume.fault_text()
+            volume.fault_text().1
         );
         return Err(RoleError::new(Reason::WrongState, message).with_volume(&volume.name));
     }
@@ -121,7 +121,17 @@ fn from_files(
 /// Where the base image is, as a person says; the wdiffs must lead on from there.
 fn base_gid(volume: &Volume, diffs: &DiffSet, request: &RebuildRequest) -> Result<Gid, RoleError> {
     let oldest = diffs.iter().next().map(|d| d.begin().begin());
-    let again = |gid: &str| format!("walbc rebuild ARCHIVE {} --base {gid}", volume.name);
+    let again = |gid: &str| {
+        let name = &volume.name;
+        let uuid = match request.archive_uuid.is_empty() {
+            true => format!(
+                " --archive-uuid UUID, that of the volume at another archive (walbc status {name} \
+                 --json); leave it out if there is none"
+            ),
+            false => String::new(),
+        };
+        format!("walbc rebuild ARCHIVE {name} --base {gid}{uuid}")
+    };
     let Some(base) = request.base_gid.map(Gid) else {
         let why = match oldest {
             Some(gid) => format!(

@@ -74,10 +74,15 @@ where
                     // It is sent again, and its size may not have been known before.
                     archive.deleter.make_room().await;
                 }
-                Err(error) => tracing::warn!(
-                    volume = %volume.name, sender, error = error.full_message(),
-                    "a wdiff transfer failed"
-                ),
+                Err(error) => {
+                    if error.reason() == Reason::Io {
+                        volume.set_fault(RECEIVE, error);
+                    }
+                    tracing::warn!(
+                        volume = %volume.name, sender, error = error.full_message(),
+                        "a wdiff transfer failed"
+                    );
+                }
             }
             received
         }

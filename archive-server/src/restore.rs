@@ -12,14 +12,15 @@ use crate::image;
 use crate::jobs::{Job, RESTORE, RESYNC};
 use crate::leases::Lease;
 use crate::record::Elsewhere;
+use crate::verify;
 use crate::volume::{Catalogue, Volume};
 use block_io::device::BlockDevice;
 use proto::v1::{Operation, RestorePlan, RestoreReply, RestoreRequest, restore_request};
-use server_kit::blocking;
 use server_kit::durable::TMP_SUFFIX;
 use server_kit::error::RoleError;
 use server_kit::operations::{OperationHandle, Outcome};
 use server_kit::pace::Pace;
+use server_kit::{blocking, clock};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -196,7 +197,7 @@ fn at(c: &Catalogue, name: &str, time: u64) -> Result<Gid, RoleError> {
     let found = c.diffs.restorable_at(&c.base, time).map(|p| p.gid);
     found.ok_or_else(|| {
         let message = format!("volume {name}: no clean snapshot is that old");
-        RoleError::unknown_snapshot(name, message)
+        RoleError::unknown_snapshot(name, message).with_next_step(faults::see_restorable(name))
     })
 }
 
@@ -228,21 +229,24 @@ fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
     let target = if request.to_path.is_empty() {
         Target::Own(gid)
     } else {
-        elsewhere(PathBuf::from(&request.to_path))?
+        let chosen = elsewhere(PathBuf::from(&request.to_path));
+        chosen.map_err(|e| e.with_volume(&volume.name))?
     };
     Ok(Plan { gid, timestamp, base, lease, target })
 }
 
 fn no_target(path: &Path, why: &str) -> RoleError {
     let path = path.display().to_string();
-    RoleError::bad_request(format!("cannot restore to {path}: {why}")).with_file(path)
+    RoleError::bad_request(format!("cannot restore to {path}: {why}"))
+        .with_file(path)
+        .with_next_step("name a file that is not there yet, in a directory that is")
 }
 
-fn taken(path: &Path) -> RoleError {
+fn taken(path: &Path, how_to_delete: &str) -> RoleError {
     let shown = path.display().to_string();
     RoleError::already_exists(format!("cannot restore to {shown}: it exists"))
         .with_file(shown)
-        .with_next_step("delete it (walbc del-restored), or restore to another path")
+        .with_next_step(format!("{how_to_delete}, or restore to another path"))
 }
 
 /// The path of a file that a person chose.
@@ -252,7 +256,7 @@ fn elsewhere(path: PathBuf) -> Result<Target, RoleError> {
         (Some(parent), Some(name)) if path.is_absolute() => {
             Ok(Target::Elsewhere { dir: parent.to_owned(), name })
         }
-        _ if fs::symlink_metadata(&path).is_ok() => Err(taken(&path)),
+        _ if fs::symlink_metadata(&path).is_ok() => Err(taken(&path, "delete it there")),
         _ => Err(no_target(&path, "it is no absolute path of a file")),
     }
 }
@@ -260,16 +264,20 @@ fn elsewhere(path: PathBuf) -> Result<Target, RoleError> {
 /// Fails unless a new file can be made there. Blocks.
 fn check_target(target: &Target, volume: &Volume, base: &Path) -> Result<(), RoleError> {
     let path = target.path(volume);
-    let exists = match target {
-        Target::Own(gid) => volume.images.restored()?.iter().any(|r| r.gid == gid.0),
+    let name = &volume.name;
+    let parent = match target {
+        Target::Own(gid) if volume.images.restored()?.iter().any(|r| r.gid == gid.0) => {
+            let how = format!("delete it: walbc del-restored ARCHIVE {name} {gid}");
+            return Err(taken(&path, &how).with_volume(name));
+        }
+        Target::Own(_) => return Ok(()),
         // Outside of what is ours: the file system itself.
-        Target::Elsewhere { .. } => fs::symlink_metadata(&path).is_ok(),
+        Target::Elsewhere { .. } if fs::symlink_metadata(&path).is_ok() => {
+            return Err(taken(&path, "delete it there").with_volume(name));
+        }
+        Target::Elsewhere { dir, .. } => dir,
     };
-    if exists {
-        return Err(taken(&path));
-    }
-    let Target::Elsewhere { dir: parent, .. } = target else { return Ok(()) };
-    let bad = |why| no_target(&path, why);
+    let bad = |why| no_target(&path, why).with_volume(name);
     let parent = parent.canonicalize().map_err(|_| bad("its directory does not exist"))?;
     if base.canonicalize().is_ok_and(|base| parent.starts_with(base)) {
         return Err(bad("that directory is the archive's own"));
@@ -308,8 +316,11 @@ async fn run(
         // Planned again: an apply may have ended since.
         let plan = plan(volume, request)?;
         let done = make(archive, volume, &plan, job, handle, gate).await;
-        volume.note_restore(plan.gid, &done);
-        if let Err(error) = crate::verify::store(volume).await {
+        match &done {
+            Ok(_) => volume.ledger.restored(plan.gid, clock::unix_seconds()),
+            Err(error) => verify::check::met(volume, error),
+        }
+        if let Err(error) = verify::store(volume).await {
             tracing::warn!(error = error.full_message(), "that it was restored is not noted");
         }
         release(archive, volume, plan, done.is_err()).await;
@@ -382,7 +393,8 @@ fn rounds(plan: &Plan, max_open: usize) -> Vec<&[Diff]> {
 pub(crate) fn delete(volume: &Volume, gid: Gid) -> Result<(), RoleError> {
     if !volume.images.restored()?.iter().any(|r| r.gid == gid.0) {
         let message = format!("volume {}: gid {gid} is not restored here", volume.name);
-        return Err(RoleError::unknown_snapshot(&volume.name, message));
+        let step = format!("see what is: walbc restored ARCHIVE {}", volume.name);
+        return Err(RoleError::unknown_snapshot(&volume.name, message).with_next_step(step));
     }
     volume.images.remove(Image::Restored(gid))
 }

@@ -65,7 +65,7 @@ fn describe(archive: &Archive, volume: &Volume) -> ArchiveVolume {
     let has_image = volume.with(|c| c.record.state != crate::record::Kept::SyncReady);
     let newest = newest.filter(|_| has_image);
     let running = volume.jobs.kinds().into_iter().map(str::to_owned).collect();
-    let error = volume.fault_text();
+    let (error_reason, error) = volume.fault_text();
     let damages = verify::damage::list(volume);
     let doomed = volume.leases.waiting();
     let mut status = volume.with(|c| ArchiveVolume {
@@ -83,6 +83,8 @@ fn describe(archive: &Archive, volume: &Volume) -> ArchiveVolume {
         last_received_s: c.last_received_s,
         running,
         error,
+        error_reason: error_reason.into(),
+        rebuildable: c.rebuildable,
         // Its image was an archive once, and is a mixture now.
         needs_resync: !has_image && c.record.archive_uuid != LogUuid::ZERO,
         mended: c.mended.clone(),

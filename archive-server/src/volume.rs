@@ -18,7 +18,7 @@ use crate::record::{
 use crate::state::State;
 use crate::upkeep::Upkeep;
 use crate::verify::damage;
-use crate::verify::ledger::{Found, Kind, Ledger};
+use crate::verify::ledger::Ledger;
 use block_io::device::BlockDevice;
 use parking_lot::Mutex;
 use proto::v1::Snapshot as SnapshotMessage;
@@ -46,9 +46,9 @@ pub(crate) struct Catalogue {
     pub(crate) latest: (Snapshot, u64),
     pub(crate) last_received_s: u64,
     /// What is wrong now, by who found it.
-    pub(crate) faults: BTreeMap<&'static str, String>,
-    /// The first snapshot that a restore found to be harmed, and how.
-    pub(crate) harmed: Option<(Gid, String)>,
+    pub(crate) faults: BTreeMap<&'static str, Fault>,
+    /// It could not be loaded, and a rebuild makes its state anew from the second copy.
+    pub(crate) rebuildable: bool,
     /// What a killed process had left half-made, removed at the start.
     pub(crate) mended: Vec<String>,
 }
@@ -58,8 +58,8 @@ impl Catalogue {
     pub(crate) fn new(record: Record, base: BaseState) -> Self {
         let latest = (base.snapshot(), base.timestamp);
         let (diffs, faults) = (DiffSet::new(), BTreeMap::new());
-        let mended = Vec::new();
-        Self { record, base, diffs, latest, last_received_s: 0, faults, harmed: None, mended }
+        let (mended, rebuildable) = (Vec::new(), false);
+        Self { record, base, diffs, latest, last_received_s: 0, faults, rebuildable, mended }
     }
 
     /// Takes diffs out; those that were there.
@@ -74,6 +74,26 @@ impl Catalogue {
         // Nothing equal is left, so this cannot fail.
         let _ = self.diffs.insert(diff);
         old.filter(|old| to_file_name(old) != to_file_name(&diff))
+    }
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault {
+    pub(crate) reason: Reason,
+    pub(crate) text: String,
+}
+
+impl Fault {
+    /// Files that are damaged or missing.
+    pub(crate) const fn damage(text: String) -> Self {
+        Self { reason: Reason::Damaged, text }
+    }
+}
+
+impl From<&RoleError> for Fault {
+    fn from(error: &RoleError) -> Self {
+        Self { reason: error.reason(), text: error.full_message() }
     }
 }
 
@@ -224,23 +244,26 @@ impl Volume {
 
     /// The refusal of everything by a volume that could not be loaded.
     pub(crate) fn broken(&self, attempt: &str) -> RoleError {
-        let message = format!("cannot {attempt} volume {}: {}", self.name, self.fault_text());
+        let name = &self.name;
+        let message = format!("cannot {attempt} volume {name}: {}", self.fault_text().1);
+        let step = match self.with(|c| c.rebuildable) {
+            true => format!("make its state anew: walbc rebuild ARCHIVE {name}"),
+            false => format!(
+                "bring the file back and restart the archive; or, if it is the state: walbc \
+                 rebuild ARCHIVE {name}; or clear the volume"
+            ),
+        };
         RoleError::damaged(message)
-            .with_volume(&self.name)
+            .with_volume(name)
             .with_state(State::Broken, &[])
             .with_file(self.dir.path().display().to_string())
-            .with_next_step(format!(
-                "bring the file back and restart the archive; or, if it is the state: walbc \
-                 rebuild ARCHIVE {}; or clear the volume",
-                self.name
-            ))
+            .with_next_step(step)
     }
 
     /// Remembers what is wrong, until the same `finder` says otherwise.
     pub(crate) fn set_fault(&self, finder: &'static str, error: &RoleError) {
         if error.reason() != Reason::Cancelled {
-            let text = error.full_message();
-            self.with(|c| c.faults.insert(finder, text));
+            self.with(|c| c.faults.insert(finder, error.into()));
         }
     }
 
@@ -249,49 +272,20 @@ impl Volume {
         self.with(|c| c.faults.remove(finder));
     }
 
-    /// A restore of `gid` ended: damage that it met harms all later snapshots too, and is over when
-    /// one of those can be made. Other failures are the operation's and not the volume's.
-    pub(crate) fn note_restore<T>(&self, gid: Gid, done: &Result<T, RoleError>) {
-        match done {
-            Ok(_) => self.ledger.restored(gid, clock::unix_seconds()),
-            Err(error) if error.reason() == Reason::Damaged => self.note_damage(error),
-            Err(_) => {}
-        }
-        self.with(|c| {
-            let first = c.harmed.as_ref().map(|(first, _)| *first);
-            match done {
-                Ok(_) if first.is_some_and(|first| first <= gid) => c.harmed = None,
-                Err(error)
-                    if error.reason() == Reason::Damaged && first.is_none_or(|f| gid < f) =>
-                {
-                    c.harmed = Some((gid, error.full_message()));
-                }
-                _ => {}
-            }
-        });
-    }
-
-    /// All that is wrong, as one line.
-    pub(crate) fn fault_text(&self) -> String {
-        let mut all: Vec<String> = self.with(|c| {
-            let harmed = c.harmed.iter().map(|(_, text)| text);
-            c.faults.values().chain(harmed).cloned().collect()
-        });
-        let already = all.join("; ");
-        all.extend(damage::text(self, &already));
-        all.join("; ")
-    }
-
-    /// A restore met damage in a wdiff: that is known from now on.
-    fn note_damage(&self, error: &RoleError) {
-        let path = &error.detail().file;
-        let file = path.rsplit('/').next().unwrap_or_default();
-        let named = wdiff_format::name::parse(file);
-        let stored = named.ok().and_then(|diff| self.with(|c| c.diffs.get(&diff).copied()));
-        if let Some(file) = stored.and_then(|diff| self.diff_name(&diff).ok()) {
-            let (why, found_s) = ("cannot be read by a restore".to_owned(), clock::unix_seconds());
-            self.ledger.found(Found { kind: Kind::Wdiff, file, why, found_s });
-        }
+    /// All that is wrong, as one line, and the reason that weighs most.
+    pub(crate) fn fault_text(&self) -> (Reason, String) {
+        let mut all: Vec<Fault> = self.with(|c| c.faults.values().cloned().collect());
+        let already: Vec<&str> = all.iter().map(|fault| fault.text.as_str()).collect();
+        let damages = damage::text(self, &already.join("; "));
+        all.extend(damages.into_iter().map(Fault::damage));
+        let weight = |reason: &Reason| match reason {
+            Reason::Damaged => 0,
+            Reason::NoSpace => 1,
+            _ => 2,
+        };
+        let reason = all.iter().map(|fault| fault.reason).min_by_key(weight);
+        let text = all.into_iter().map(|fault| fault.text).collect::<Vec<_>>().join("; ");
+        (reason.unwrap_or(Reason::Unspecified), text)
     }
 
     /// How many wdiffs the scrub has not got to in its cycle.

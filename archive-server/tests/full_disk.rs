@@ -14,15 +14,19 @@
 mod common;
 
 use archive_server::{FileImages, Settings};
-use common::{Archive, Device, filled, messages, meta, reason, same, start_of, wdiff};
+use common::{
+    Archive, Client, Device, VOLUME, filled, messages, meta, reason, same, start_of, wdiff,
+};
 use proto::v1::restore_request::Point;
 use proto::v1::{
-    DiffMeta, MountRequest, OperationStatus, UnmountRequest, WdiffResult, mount_request,
+    DiffMeta, MountRequest, OperationStatus, Retention, SetExplicitRequest, SetRetentionRequest,
+    UnmountRequest, WdiffResult, mount_request,
 };
 use server_kit::error::Reason;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 use wdiff_format::record::DiffRecord;
 use wlog_format::units::Lb;
 
@@ -90,6 +94,63 @@ async fn a_full_disk_refuses_loses_nothing_and_ends_by_itself() {
     let done = client.restore_to(Point::Gid(2), image.to_str().unwrap()).await.unwrap();
     assert_eq!(done.status(), OperationStatus::Done);
     same(&std::fs::read(&image).unwrap(), device.now(), "after the disk was full");
+    archive.kill();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_on_a_full_disk_keeps_what_there_is_and_goes_on_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(small) = Small::mount(&dir.path().join("a0")) else {
+        eprintln!("skipped: a_policy_on_a_full_disk_keeps_what_there_is needs root");
+        return;
+    };
+    let upkeep_pause = Duration::from_millis(20);
+    let settings = Settings { reserve_bytes: 1 << 20, upkeep_pause, ..Settings::default() };
+    let archive = Archive::with(&dir, settings, Arc::new(FileImages));
+    let mut device = Device::new(2048, 5);
+    (0..6).for_each(|_| device.write(10));
+    // Every diff is years old.
+    let mut client = filled(&archive, &device).await;
+    let gids = async |client: &mut Client| -> Vec<u64> {
+        client.restorable(true).await.into_iter().map(|s| s.gid).collect()
+    };
+    for gid in 1..=5 {
+        let request =
+            SetExplicitRequest { volume: VOLUME.into(), gids: vec![gid], is_explicit: false };
+        client.archive.set_explicit(request).await.unwrap();
+    }
+    let filler = small.fill(256 << 10);
+    let retention =
+        Some(Retention { policy: "all 1h, every 1d 36500d".into(), ..Retention::default() });
+    let request = SetRetentionRequest { volume: VOLUME.into(), retention };
+    client.archive.set_retention(request).await.unwrap();
+    let thinning = async |client: &Client| {
+        let mut client = client.clone();
+        client.archive.get_upkeep(common::volume()).await.unwrap().into_inner().thinning.unwrap()
+    };
+    let failed = common::until("the run to fail", || async {
+        Some(thinning(&client).await).filter(|t| !t.error.is_empty())
+    });
+    let failed = failed.await;
+    assert!(failed.error.contains("bytes free, needed are"), "{failed:?}");
+    assert!(!failed.next_step.is_empty() && failed.failures > 0, "{failed:?}");
+    assert_eq!(gids(&mut client).await, [0, 1, 2, 3, 4, 5, 6], "nothing went");
+    assert_eq!(client.get().await.state, "Archived");
+    std::fs::remove_file(filler).unwrap();
+    common::until("the history to be thinned out", || {
+        let mut client = client.clone();
+        async move { (gids(&mut client).await == [0, 6]).then_some(()) }
+    })
+    .await;
+    let well = common::until("the run to be told", || async {
+        Some(thinning(&client).await).filter(|t| t.error.is_empty())
+    });
+    assert_eq!(well.await.failures, 0);
+    let image = dir.path().join("image");
+    let done = client.restore_to(Point::Gid(6), image.to_str().unwrap()).await.unwrap();
+    assert_eq!(done.status(), OperationStatus::Done);
+    same(&std::fs::read(&image).unwrap(), device.now(), "after the disk was full");
+    assert_eq!(client.get().await.error, "");
     archive.kill();
 }
 

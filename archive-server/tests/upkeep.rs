@@ -144,7 +144,7 @@ async fn a_history_thins_out_by_itself_and_goes_on_after_a_kill() {
     let archive = start(&dir, &clock);
     let mut client = archive.client();
     let kept = client.archive.get_upkeep(volume()).await.unwrap().into_inner();
-    assert_eq!(kept.retention.unwrap().policy, "keep all 100s, every 60s 240s");
+    assert_eq!(kept.retention.unwrap().policy, "keep all 100s, every 1m 4m");
     assert!(kept.thinning.unwrap().done.contains("applied up to gid 6"));
     // Time goes on, the archive does the rest.
     (0..6).for_each(|_| device.write(10));
@@ -173,7 +173,7 @@ async fn a_new_volume_has_the_policy_that_the_archive_was_started_with() {
     let mut client = archive.client();
     client.init().await;
     let kept = client.archive.get_upkeep(volume()).await.unwrap().into_inner();
-    assert_eq!(kept.retention.unwrap().policy, "keep all 3600s, every 60s 86400s");
+    assert_eq!(kept.retention.unwrap().policy, "keep all 1h, every 1m 1d");
     set(&mut client, None).await;
     archive.kill();
     let archive = start(&dir, &clock);

@@ -17,8 +17,9 @@ use archive_server::{FileImages, Settings};
 use common::{Archive, Client, Device, UUID, VOLUME, filled, messages, meta, same, start_of};
 use proto::v1::restore_request::Point;
 use proto::v1::{
-    Damage, DamageKind, DamageList, DrillRequest, MergeRequest, Operation, OperationStatus,
-    VerifyRequest, VolumeRef, WdiffResult, merge_request,
+    Damage, DamageKind, DamageList, DrillRequest, MergeRequest, MountRequest, Operation,
+    OperationStatus, SetExplicitRequest, VerifyRequest, VolumeRef, WdiffResult, merge_request,
+    mount_request,
 };
 use server_kit::error::Reason;
 use std::os::unix::fs::FileExt;
@@ -145,6 +146,73 @@ async fn every_kind_of_damage_is_found_and_names_the_snapshots_that_it_harms() {
             // Its size is what the directory says now.
             after[0].diff = damage.diff;
             assert_eq!(after, [damage], "{what}: after a restart");
+        }
+    }
+}
+
+/// What meets the damage of the diff that leads to gid 3; what it said.
+async fn use_it(client: &mut Client, how: &str) -> String {
+    let volume = VOLUME.into();
+    let ended = match how {
+        "apply" => client.apply(4).await.unwrap(),
+        "drill" => drill(client, Some(4)).await,
+        "restore" => client.restore_to(Point::Gid(4), "").await.unwrap(),
+        "merge" => {
+            let until = Some(merge_request::Until::GidEnd(4));
+            let request = MergeRequest { volume, gid_begin: 1, until, ..MergeRequest::default() };
+            let started = client.archive.merge(request).await.unwrap().into_inner();
+            client.finish(&started.id).await
+        }
+        _ => {
+            let point = Some(mount_request::Point::Gid(4));
+            let request = MountRequest { volume, point, ..MountRequest::default() };
+            let refused = client.archive.mount(request).await.unwrap_err();
+            return refused.message().to_owned();
+        }
+    };
+    assert_eq!(ended.status(), OperationStatus::Failed, "{how}: {ended:?}");
+    let step = ended.detail.unwrap().next_step;
+    assert!(how == "drill" || step.contains("walbc repair ARCHIVE vol0 --from"), "{how}: {step}");
+    ended.error
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_that_anybody_meets_is_known_until_the_file_is_well_and_no_longer() {
+    let (_, in_header, _) = HARMS[1];
+    let (_, gone, _) = HARMS[4];
+    let harms = [(in_header, DamageKind::Wdiff), (gone, DamageKind::Missing)];
+    for how in ["apply", "drill", "restore", "merge", "mount"] {
+        for (harm, kind) in harms {
+            let what = format!("{how}, {kind:?}");
+            let (dir, mut device) = (tempfile::tempdir().unwrap(), Device::new(4096, 31));
+            (0..4).for_each(|_| device.write(40));
+            let archive = Archive::start(&dir);
+            let mut client = filled(&archive, &device).await;
+            for gid in 1..=3 {
+                let gids = SetExplicitRequest {
+                    volume: VOLUME.into(),
+                    gids: vec![gid],
+                    ..Default::default()
+                };
+                client.archive.set_explicit(gids).await.unwrap();
+            }
+            let name = archive.files("-2-3.wdiff").remove(0);
+            let path = archive.volume_dir().join(&name);
+            let whole = std::fs::read(&path).unwrap();
+            harm(&path);
+            let said = use_it(&mut client, how).await;
+            assert!(said.contains(&name), "{what}: {said}");
+            let status = client.get().await;
+            let [damage] = status.damages.as_slice() else { panic!("{what}: {status:?}") };
+            assert_eq!((damage.kind(), &damage.file), (kind, &name), "{what}");
+            assert_eq!((damage.harmed, damage.first_gid), (2, 3), "{what}: {damage:?}");
+            assert_eq!(status.error.matches(&name).count(), 1, "{what}: {}", status.error);
+            assert_eq!(status.error_reason(), Reason::Damaged, "{what}");
+            // The file is found again.
+            std::fs::write(&path, whole).unwrap();
+            assert_eq!(verify(&mut client).await.damages, [], "{what}");
+            assert_eq!(client.get().await.error, "", "{what}: nothing is wrong any more");
+            same(&client.restored(4).await, device.now(), &what);
         }
     }
 }

@@ -135,10 +135,12 @@ impl RoleError {
     pub fn io(attempt: &str, file: impl AsRef<Path>, source: io::Error) -> Self {
         let file = file.as_ref().display().to_string();
         let message = format!("cannot {attempt} {file}");
-        let error = if is_no_space(&source) {
-            Self::no_space(message)
-        } else {
-            Self::new(Reason::Io, message)
+        let error = match source.kind() {
+            _ if is_no_space(&source) => Self::no_space(message),
+            io::ErrorKind::ReadOnlyFilesystem => Self::new(Reason::Io, message).with_next_step(
+                "its file system is read-only: the kernel's log says why; mount it writable again",
+            ),
+            _ => Self::new(Reason::Io, message),
         };
         error.with_file(file).with_source(source)
     }
@@ -200,14 +202,21 @@ impl RoleError {
     /// The message followed by every cause, on one line.
     #[must_use]
     pub fn full_message(&self) -> String {
-        let mut text = self.0.message.clone();
+        chain(self)
+    }
+
+    /// Whether a file system that is read-only is behind it.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
         let mut cause = self.source();
         while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
+            let io = error.downcast_ref::<io::Error>();
+            if io.is_some_and(|e| e.kind() == io::ErrorKind::ReadOnlyFilesystem) {
+                return true;
+            }
             cause = error.source();
         }
-        text
+        false
     }
 
     /// The error behind a status that `peer` answered, or that the way to it produced.
@@ -238,11 +247,17 @@ impl RoleError {
     }
 }
 
-fn chain(error: &dyn Error) -> String {
+/// An error and its causes, on one line.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {
-        text = format!("{text}: {next}");
+        let next_text = next.to_string();
+        // Some errors tell their causes themselves.
+        if !text.ends_with(&next_text) {
+            text = format!("{text}: {next_text}");
+        }
         cause = next.source();
     }
     text

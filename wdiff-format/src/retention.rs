@@ -168,14 +168,27 @@ impl FromStr for Policy {
     }
 }
 
+/// Seconds as people type them, in the largest unit that is exact: `90s`, `5m`, `1h`, `7d`.
+#[derive(Clone, Copy, Debug)]
+pub struct Span(pub u64);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("d", 24 * 3600), ("h", 3600), ("m", 60)];
+        let fits = |(_, length): &(&str, u64)| self.0 > 0 && self.0.is_multiple_of(*length);
+        let (unit, length) = units.into_iter().find(fits).unwrap_or(("s", 1));
+        write!(f, "{}{unit}", self.0 / length)
+    }
+}
+
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("keep ")?;
         for (at, rule) in self.0.iter().enumerate() {
             let comma = if at > 0 { ", " } else { "" };
             match rule.every_s {
-                0 => write!(f, "{comma}all {}s", rule.for_s)?,
-                every => write!(f, "{comma}every {every}s {}s", rule.for_s)?,
+                0 => write!(f, "{comma}all {}", Span(rule.for_s))?,
+                every => write!(f, "{comma}every {} {}", Span(every), Span(rule.for_s))?,
             }
         }
         Ok(())

@@ -297,10 +297,6 @@ impl Repair {
     /// What was put aside goes, and what was wrong is over.
     async fn settle(&self, aside: Vec<String>) -> Result<(), RoleError> {
         verify::store(&self.volume).await?;
-        let well = damage::list(&self.volume).iter().all(|d| d.harmed == 0);
-        if well {
-            self.volume.with(|c| c.harmed = None);
-        }
         let here = self.volume.clone();
         blocking::run(move || here.leases.mark(&aside)).await
     }

@@ -5,7 +5,7 @@
 //! start, a gc or the repair itself finds that it is not needed.
 
 use crate::load;
-use crate::volume::{Catalogue, Volume};
+use crate::volume::{Catalogue, Fault, Volume};
 use server_kit::durable::TmpFile;
 use server_kit::error::RoleError;
 use std::io::ErrorKind;
@@ -100,7 +100,7 @@ impl Volume {
 fn follow(c: &mut Catalogue) {
     c.latest = c.diffs.latest(&c.base);
     match load::gap(c) {
-        Some(gap) => c.faults.insert(load::GAP, gap),
+        Some(gap) => c.faults.insert(load::GAP, Fault::damage(gap)),
         None => c.faults.remove(load::GAP),
     };
 }

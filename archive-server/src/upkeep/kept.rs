@@ -270,7 +270,7 @@ mod tests {
         let file = StateFile::<Kept>::new(dir, UPKEEP_FILE);
         file.store(&kept).unwrap();
         let text = std::fs::read_to_string(file.path()).unwrap();
-        assert!(text.contains("policy = \"keep all 3600s, every 60s 86400s\"\n"), "{text}");
+        assert!(text.contains("policy = \"keep all 1h, every 1m 1d\"\n"), "{text}");
         assert_eq!(file.load().unwrap().unwrap(), kept);
         let shown = kept.message("v", |_| (9, String::new()));
         assert_eq!(shown.replications[0].schedule, Some(schedule));

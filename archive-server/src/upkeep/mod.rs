@@ -185,6 +185,7 @@ impl Upkeep {
                     pause
                 }
                 Ended::Failed => next.backoff.next_delay().max(pause),
+                Ended::Full => pause,
                 Ended::Waits(what) => {
                     next.waits_for = what;
                     pause
@@ -219,6 +220,8 @@ impl Upkeep {
 enum Ended {
     Well,
     Failed,
+    /// There was no space, and may be any time.
+    Full,
     /// Something else is in the way, which ends by itself.
     Waits(String),
 }

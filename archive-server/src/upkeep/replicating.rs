@@ -125,7 +125,7 @@ async fn finish(
         tracing::warn!(volume = %volume.name, error, "cannot keep how the replication went");
     }
     let pause = match &ended {
-        Ended::Failed => archive.settings.upkeep_pause.min(every),
+        Ended::Failed | Ended::Full => archive.settings.upkeep_pause.min(every),
         Ended::Well | Ended::Waits(_) => every.saturating_sub(started.elapsed()),
     };
     volume.upkeep.rest(to, pause, ended);

@@ -186,6 +186,7 @@ async fn finish(
     let ended = match &result {
         Ok(()) => Ended::Well,
         Err(error) if passes(error) => Ended::Waits(error.full_message()),
+        Err(error) if error.reason() == Reason::NoSpace => Ended::Full,
         Err(_) => Ended::Failed,
     };
     let waits = matches!(ended, Ended::Waits(_));

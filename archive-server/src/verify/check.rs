@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use wdiff_format::error::WdiffError;
 use wdiff_format::gid::Diff;
 use wdiff_format::io_at::{ReadAt, ReadObject};
+use wdiff_format::name;
 use wdiff_format::open::WdiffReader;
 use wdiff_format::redo::decode;
 use wlog_format::units::Lb;
@@ -106,6 +107,26 @@ pub(super) async fn wdiff(
     })
 }
 
+/// Whoever read a wdiff in vain met damage: it is known from now on. Blocks for as long as a look
+/// at a file takes.
+pub(crate) fn met(volume: &Volume, error: &RoleError) {
+    let path = error.detail().file.as_str();
+    let named = name::parse(path.rsplit('/').next().unwrap_or_default()).ok();
+    let stored = named.and_then(|diff| volume.with(|c| c.diffs.get(&diff).copied()));
+    let file = stored.and_then(|diff| volume.diff_name(&diff).ok());
+    let Some(file) = file.filter(|_| error.reason() == Reason::Damaged) else { return };
+    let found_s = clock::unix_seconds();
+    let (kind, why) = match volume.dir.look_at(&file) {
+        Ok(None) => (Kind::Missing, "is missing".to_owned()),
+        _ => {
+            let message = error.full_message();
+            let why = message.rsplit_once(&format!("{path}: ")).map_or(&*message, |(_, why)| why);
+            (Kind::Wdiff, format!("is damaged: {why}"))
+        }
+    };
+    tell(volume, Found { kind, file, why, found_s });
+}
+
 /// Remembers damage, and logs it when it is new.
 pub(super) fn tell(volume: &Volume, found: Found) {
     let (file, why) = (found.file.clone(), found.why.clone());
@@ -157,9 +178,7 @@ fn read_wdiff(
         Ok(()) => Ok(None),
         Err(Stopped::Asked(error)) => Err(error),
         Err(Stopped::Damage(error)) => {
-            let error = faults::wdiff(volume.name.as_str(), error);
-            let why = error.full_message();
-            Ok(Some((Kind::Wdiff, format!("is damaged: {why}"))))
+            Ok(Some((Kind::Wdiff, format!("is damaged: {}", faults::what_is_wrong(&error)))))
         }
     }
 }
@@ -205,6 +224,8 @@ pub(super) async fn open_image(volume: &Volume) -> Result<Option<Arc<dyn BlockDe
     };
     let device = match volume.open_image(Image::Base, volume.size()).await {
         Ok(device) => device,
+        // Nothing is wrong with what is on it.
+        Err(error) if error.is_read_only() => return Err(error),
         Err(error) => return wrong(format!("cannot be opened: {}", error.full_message())),
     };
     let (has, size) = (device.size_bytes(), volume.size().bytes());

@@ -14,6 +14,7 @@ use crate::faults;
 use crate::index::{Index, Layers, Reading, Source};
 use crate::jobs::{APPLY, RESIZE};
 use crate::leases::Lease;
+use crate::verify::check;
 use crate::volume::Volume;
 use block_io::device::{BlockDevice, Extent};
 use bytes::Bytes;
@@ -90,7 +91,11 @@ impl View {
         let name = volume.name.as_str();
         // Of the image that is read: the volume may grow meanwhile.
         let size_bytes = base.size_bytes();
-        let layers = Index::layers(volume, &archive.reading, &lease).await?;
+        let layers = Index::layers(volume, &archive.reading, &lease).await;
+        if let Err(error) = &layers {
+            check::met(volume, error);
+        }
+        let layers = layers?;
         let (end, image_blocks) = (layers.end().0, Lb::from_bytes(size_bytes).0);
         if end > image_blocks {
             let beyond = WdiffError::BeyondEnd { address: image_blocks, end, image_blocks };
@@ -173,7 +178,11 @@ impl View {
             let name = self.source.volume.name.as_str();
             let failed = match looked {
                 Ok(found) => return Ok(found),
-                Err(Failed::Wdiff(error)) => return Err(faults::wdiff(name, error)),
+                Err(Failed::Wdiff(error)) => {
+                    let error = faults::wdiff(name, error);
+                    check::met(&self.source.volume, &error);
+                    return Err(error);
+                }
                 Err(failed) => failed,
             };
             mended += 1;
