@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod complete;
 mod convert;
 mod disk;
 mod env;

@@ -1,12 +1,13 @@
 //! The gRPC service: checks what a request names, and hands on. Changes run to their end even when
 //! the client goes away; waiting (stop, receiving) ends with the client.
 use crate::archive::Archive;
+use crate::complete::hand_on;
 use crate::proxy::Proxy;
 use crate::receive::{Announced, first_step, receive};
 use proto::v1::proxy_server::Proxy as ProxyRpc;
 use proto::v1::{
-    ArchiveInfoRef, ArchiveInfoRequest, Empty, KickProxyReply, KickProxyRequest, ProxyVolume,
-    ProxyVolumeList, StopRequest, VolumeRef, WlogTransferReply, WlogTransferRequest,
+    ArchiveInfoRef, ArchiveInfoRequest, CompleteRequest, Empty, KickProxyReply, KickProxyRequest,
+    ProxyVolume, ProxyVolumeList, StopRequest, VolumeRef, WlogTransferReply, WlogTransferRequest,
 };
 use server_kit::error::{Reason, RoleError};
 use server_kit::volume_name::{ServerId, VolumeName};
@@ -122,5 +123,10 @@ impl ProxyRpc for ProxyService {
         }
         let kicked = self.0.kick(volume, archive).await?;
         Ok(Response::new(KickProxyReply { kicked }))
+    }
+
+    async fn complete(&self, request: Request<CompleteRequest>) -> Result<Response<Empty>, Status> {
+        hand_on(&self.0, request.into_inner().volumes).await;
+        Ok(Response::new(Empty {}))
     }
 }

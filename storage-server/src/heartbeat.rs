@@ -1,9 +1,11 @@
-//! Tells the primary archive how far its volumes are complete, so that it can tell one that nobody
-//! writes to from one that it is cut off from.
+//! Tells the archives how far their volumes are complete, so that they can tell one that nobody
+//! writes to from one that they are cut off from.
 //!
-//! One call for all targets. Invariant: a volume counts as complete at a time only if its device,
+//! One call for all targets: to the primary archive, and to a proxy, which knows the others and
+//! hands it on. Invariant: a volume counts as complete at a time only if its device,
 //! asked after that time, has no write that is not part of a snapshot that was shipped.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +14,9 @@ use proto::convert::uuid_bytes;
 use proto::v1::{CompleteRequest, CompleteTo};
 use server_kit::clock::unix_seconds;
 use server_kit::error::RoleError;
+use tonic::Status;
 
+use crate::peers::PeerSet;
 use crate::registry::Registry;
 use crate::shared::Shared;
 use crate::state::State;
@@ -42,9 +46,12 @@ pub async fn run(registry: Arc<Registry>, shared: Arc<Shared>) {
         if volumes.is_empty() {
             continue;
         }
-        if let Err(error) = tell(&shared, volumes).await {
+        let peers = shared.peers.now();
+        let said = CompleteRequest { volumes };
+        let told = tokio::join!(tell_primary(&peers, said.clone()), tell_proxy(&peers, said));
+        for error in [told.0, told.1].into_iter().filter_map(Result::err) {
             let error = error.full_message();
-            tracing::debug!(error, "cannot tell the archive how far its volumes are complete");
+            tracing::debug!(error, "cannot tell archives how far their volumes are complete");
         }
     }
 }
@@ -64,14 +71,29 @@ async fn complete(volume: &Volume) -> Option<CompleteTo> {
     (whole && !status.overflow && !info.overwriting).then_some(said)
 }
 
-async fn tell(shared: &Shared, volumes: Vec<CompleteTo>) -> Result<(), RoleError> {
-    let primary = Arc::clone(&shared.peers.now().primary);
-    let mut client = primary.client();
-    let said = client.complete(CompleteRequest { volumes });
-    match tokio::time::timeout(ANSWER_TIMEOUT, said).await {
-        Ok(answer) => {
-            answer.map(drop).map_err(|status| RoleError::from_status(primary.name(), &status))
+async fn tell_primary(peers: &PeerSet, said: CompleteRequest) -> Result<(), RoleError> {
+    let primary = &peers.primary;
+    in_time(primary.name(), primary.client().complete(said)).await
+}
+
+/// Tells the first proxy that takes it.
+async fn tell_proxy(peers: &PeerSet, said: CompleteRequest) -> Result<(), RoleError> {
+    let mut told = Ok(());
+    for proxy in peers.proxies.candidates().0 {
+        told = in_time(&proxy.address, proxy.client().complete(said.clone())).await;
+        if told.is_ok() {
+            break;
         }
-        Err(_) => Err(RoleError::unreachable(primary.name(), "no answer in time")),
+    }
+    told
+}
+
+async fn in_time<T>(
+    peer: impl Display,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<(), RoleError> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, call).await {
+        Ok(answer) => answer.map(drop).map_err(|status| RoleError::from_status(peer, &status)),
+        Err(_) => Err(RoleError::unreachable(peer, "no answer in time")),
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a gap is shown whatever else is wrong (I11).
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use proto::convert::uuid_bytes;
@@ -76,6 +77,7 @@ fn add_progress(message: &mut StorageVolume, volume: &Volume) {
     message.last_sent_s = view.last_sent_s;
     message.last_proxy = view.last_proxy;
     message.auto_resync = volume.heals_itself();
+    message.bringing = volume.bringing.load(Ordering::SeqCst);
     let backup = volume.backup.lock();
     message.operation = backup.as_ref().map(|backup| backup.id()).unwrap_or_default();
     if let Some(known) = volume.archive.known() {

@@ -166,7 +166,7 @@ fn an_idle_volume_stays_fresh_and_what_an_archive_shall_do_by_itself_is_kept() {
     json(&cluster, &["freshness", "a0", "vol0", "1h"]);
     cluster.kill_and_restart("a0").unwrap();
     let kept = json(&cluster, &["retention", "a0", "vol0"]);
-    assert_eq!(kept["retention"]["policy"], "keep all 3600s, every 60s 86400s");
+    assert_eq!(kept["retention"]["policy"], "keep all 1h, every 1m 1d");
     assert_eq!(kept["retention"]["bytes_per_s"], 50 << 20);
     assert_eq!(
         (&kept["retention"]["apply_every_s"], &kept["age_limit_s"]),
@@ -184,4 +184,27 @@ fn an_idle_volume_stays_fresh_and_what_an_archive_shall_do_by_itself_is_kept() {
         Ok((seen.complete_s > newest).then_some(seen))
     });
     assert_eq!(fresh.unwrap().stale_since_s, 0);
+}
+
+#[test]
+fn an_archive_that_only_proxies_feed_hears_that_nobody_writes() {
+    let test = "an_archive_that_only_proxies_feed_hears_that_nobody_writes";
+    if !have_programs(test, &["qemu-io"]) {
+        return;
+    }
+    let cluster = Cluster::start(Layout::scenario()).unwrap();
+    cluster.vol().base_state().unwrap();
+    cluster.vol().walbc("replicate a0 VOL a1 --synchronizing").unwrap();
+    json(&cluster, &["snapshot", "s0", "vol0", "--wait", "a0,a1"]);
+    // The replication has told it, too: what counts came after that.
+    let since_s = controller::ops::look::now_s() + 1;
+    for archive in ["a0", "a1"] {
+        let heard = tests::poll::until("the archive to hear", tests::poll::DEADLINE, || {
+            let seen = controller::ops::look::archive_volume(cluster.ctl(), archive, "vol0");
+            let seen = cluster.run(seen)?;
+            Ok((seen.complete_s >= since_s).then_some(seen))
+        });
+        let heard = heard.unwrap();
+        assert!(heard.newest_restorable_s < since_s, "{archive} got a snapshot: {heard:?}");
+    }
 }
