@@ -32,6 +32,7 @@ pub mod doctor;
 pub mod error;
 pub mod group;
 pub mod ops;
+mod words;
 
 pub use client::Controller;
 pub use error::{ControlError, Exit};

@@ -9,7 +9,6 @@ pub mod upkeep;
 pub mod values;
 mod verbs;
 mod verify;
-mod words;
 
 use clap::Parser;
 
@@ -45,7 +44,7 @@ pub async fn main() -> Exit {
             exit
         }
         Err(error) => {
-            eprintln!("walbc: {}", words::said(ctl.group(), &error));
+            eprintln!("walbc: {}", crate::words::said(ctl.group(), &error));
             error.exit()
         }
     }

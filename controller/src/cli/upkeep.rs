@@ -73,22 +73,22 @@ pub struct ScheduleArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "to")]
     pub every: Option<Duration>,
     /// End each run after so much; the next one goes on
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "every")]
     pub max_send: Option<u64>,
     /// Merge no more than this into one wdiff [default: 1G]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "every")]
     pub max_merge: Option<u64>,
     /// Compression on the wire, as in zstd:1 or lz4 [default: zstd:1]
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", requires = "every")]
     pub compress: Option<String>,
     /// Send every wdiff as it is
-    #[arg(long)]
+    #[arg(long, requires = "every")]
     pub dont_merge: bool,
     /// Read no more than this per second for a comparison
-    #[arg(long, value_name = "RATE", value_parser = parse_size)]
+    #[arg(long, value_name = "RATE", value_parser = parse_size, requires = "every")]
     pub scan_rate: Option<u64>,
-    /// Keep the schedule, and do not follow it
-    #[arg(long)]
+    /// Keep the schedule, and do not follow it until it is set again
+    #[arg(long, requires = "to", conflicts_with = "drop")]
     pub pause: bool,
     /// Take the schedule away
     #[arg(long, requires = "to", conflicts_with = "every")]
@@ -175,6 +175,9 @@ pub(super) async fn schedule(ctl: &Controller, args: &ScheduleArgs) -> Answer {
                 paused: args.pause,
             };
             upkeep::set_replication(ctl, archive, volume, to, schedule).await?
+        }
+        (Some(to), None) if args.pause => {
+            upkeep::pause_replication(ctl, archive, volume, to).await?
         }
         _ => upkeep::get(ctl, archive, volume).await?,
     };

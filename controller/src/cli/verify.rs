@@ -8,12 +8,12 @@ use server_kit::units::format_size;
 use super::output::{Report, damage_json, damage_kind, snapshot, time};
 use super::progress::Progress;
 use super::values::{Target, parse_size, parse_uuid, parse_volume};
-use super::words;
 use crate::client::Controller;
 use crate::error::{ControlError, Exit};
 use crate::group::ServerRole;
 use crate::ops::Event;
 use crate::ops::verify::{self, RebuildOptions};
+use crate::words;
 
 /// Arguments of `walbc verify`.
 #[derive(Debug, Args)]

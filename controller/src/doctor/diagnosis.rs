@@ -73,6 +73,14 @@ pub enum Row {
     N7,
     /// An archive has damage, by the snapshots that it harms.
     N8,
+    /// An archive lost the state of a volume, and has a copy.
+    N9,
+    /// The newest restorable point is older than it may be.
+    N10,
+    /// What an archive does by itself fails.
+    N11,
+    /// An archive cannot read or write its files.
+    N12,
 }
 
 /// The titles, in the words of the manual.
@@ -111,6 +119,10 @@ const TITLES: &[(Row, &str, &str)] = &[
     (Row::N6, "N6", "archive disk full"),
     (Row::N7, "N7", "no leg of the volume is a target"),
     (Row::N8, "N8", "an archive has damage that another archive can repair"),
+    (Row::N9, "N9", "an archive lost the state of a volume"),
+    (Row::N10, "N10", "the newest restorable point is too old"),
+    (Row::N11, "N11", "what an archive does by itself fails"),
+    (Row::N12, "N12", "an archive cannot read or write its files"),
 ];
 
 impl Row {

@@ -3,8 +3,12 @@
 //!
 //! Invariant: a healthy volume, however busy, gives nothing.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, UNIX_EPOCH};
+
 use proto::v1;
 use serde::Serialize;
+use wdiff_format::retention::Span;
 
 use super::look::View;
 
@@ -31,6 +35,8 @@ pub enum ProblemKind {
     Stale,
     /// What an archive shall do by itself fails.
     UpkeepFails,
+    /// An archive on the lists does not know the volume.
+    NotKnown,
 }
 
 /// Something that is wrong.
@@ -54,9 +60,9 @@ struct Case<'a> {
     archives: Vec<(&'a str, &'a v1::ArchiveVolume)>,
 }
 
-/// Everything that is wrong with the volume.
+/// Everything that is wrong with the volume; `answered` are the servers that told what they know.
 #[must_use]
-pub fn problems(volume: &str, views: &[(String, View)]) -> Vec<Problem> {
+pub fn problems(volume: &str, views: &[(String, View)], answered: &[&str]) -> Vec<Problem> {
     let (mut legs, mut proxies, mut archives) = (Vec::new(), Vec::new(), Vec::new());
     for (server, view) in views {
         match view {
@@ -72,6 +78,7 @@ pub fn problems(volume: &str, views: &[(String, View)]) -> Vec<Problem> {
     }
     found.extend(case.stopped());
     found.extend(case.lists_differ());
+    found.extend(case.not_known(answered));
     found.extend(case.not_following());
     found.extend(case.stale());
     found.extend(case.upkeep_fails());
@@ -169,14 +176,30 @@ impl<'a> Case<'a> {
         (with.into_iter().map(name).collect(), without.into_iter().map(name).collect())
     }
 
-    fn lists_differ(&self) -> Vec<Problem> {
+    /// The archives that some proxy sends the volume to.
+    fn listed(&self) -> BTreeSet<&'a str> {
         let queues = self.proxies.iter().flat_map(|(_, v)| &v.queues);
-        let mut names: Vec<_> =
-            queues.filter_map(|q| q.archive.as_ref().map(|a| a.name.as_str())).collect();
-        names.sort_unstable();
-        names.dedup();
+        queues.filter_map(|q| q.archive.as_ref().map(|a| a.name.as_str())).collect()
+    }
+
+    /// Archives that are sent the log and have lost all that they had.
+    fn not_known(&self, answered: &[&str]) -> Vec<Problem> {
+        let known = |name: &str| self.archives.iter().any(|(server, _)| *server == name);
+        let lost = |name: &&str| answered.contains(name) && !known(name);
+        if self.legs.iter().any(|(_, leg)| in_backup(leg)) {
+            return Vec::new();
+        }
+        let of = |server: &str| {
+            let message = "it does not know the volume, which the proxies send to it".to_owned();
+            let step = format!("`walbc doctor {}` says what to do", self.volume);
+            self.problem(server, ProblemKind::NotKnown, message, step)
+        };
+        self.listed().into_iter().filter(lost).map(of).collect()
+    }
+
+    fn lists_differ(&self) -> Vec<Problem> {
         let mut found = Vec::new();
-        for archive in names {
+        for archive in self.listed() {
             let (with, without) = self.lists(archive);
             if let Some(server) = without.first() {
                 let message = format!(
@@ -196,9 +219,9 @@ impl<'a> Case<'a> {
             let message = match v.complete_s {
                 0 => "it has no restorable point, and a limit of its age".to_owned(),
                 at => format!(
-                    "its newest restorable point is of {at} (Unix seconds), more than its limit of \
-                     {} s ago",
-                    v.age_limit_s
+                    "everything up to {} can be restored, its limit is {} ago",
+                    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at)),
+                    Span(v.age_limit_s)
                 ),
             };
             let step = format!("`walbc doctor {}` says what is wrong", self.volume);
@@ -248,7 +271,8 @@ impl<'a> Case<'a> {
             let volume = self.volume;
             let replicate = format!("`walbc replicate {best} {volume} {server} --synchronizing`");
             let behind = best_view.newest_restorable_s.saturating_sub(v.newest_restorable_s);
-            if self.lists(server).0.is_empty() || v.running.iter().any(|kind| kind == "replicate") {
+            let listed = !self.lists(server).0.is_empty();
+            if !listed || v.state == "Broken" || v.running.iter().any(|kind| kind == "replicate") {
                 None
             } else if v.log_uuid != leg.log_uuid {
                 let message = "it does not hold the history of the log that is shipped".to_owned();
@@ -297,7 +321,7 @@ mod tests {
     }
 
     fn kinds(views: &[(String, View)]) -> Vec<(String, ProblemKind)> {
-        problems("v", views).into_iter().map(|p| (p.server, p.kind)).collect()
+        problems("v", views, &["a0", "a1", "a2"]).into_iter().map(|p| (p.server, p.kind)).collect()
     }
 
     #[test]
@@ -333,11 +357,14 @@ mod tests {
             ("SyncReady", "walbc hash-backup s0 v"),
             ("Standby", "walbc hash-backup s0 v"),
         ] {
-            let found = problems("v", &[leg(state), archive("a0", 7, 1)]);
+            let found = problems("v", &[leg(state), archive("a0", 7, 1)], &[]);
             assert_eq!(found[0].kind, ProblemKind::NotShipped);
             assert!(found[0].next_step.contains(step), "{found:?}");
         }
-        let found = problems("v", &[leg("Standby")]);
+        let lost = [leg("Target"), proxy("p0", &["a0", "a1", "a3"]), archive("a0", 7, 9)];
+        // a3 has not answered, which is told elsewhere.
+        assert_eq!(kinds(&lost), [("a1".into(), ProblemKind::NotKnown)]);
+        let found = problems("v", &[leg("Standby")], &[]);
         assert!(found[0].next_step.contains("full-backup"), "{found:?}");
     }
 
@@ -373,7 +400,7 @@ mod tests {
             v.gap_since_s = 1;
             v.set_gap_cause(v1::GapCause::Overflow);
             change(&mut v);
-            problems("v", &[("s0".into(), View::Storage(Box::new(v)))])
+            problems("v", &[("s0".into(), View::Storage(Box::new(v)))], &[])
         };
         let found = with(|_| {});
         assert_eq!(found.len(), 1, "the gap stands for the stopped leg");

@@ -210,10 +210,13 @@ pub async fn status(ctl: &Controller, only: Option<&str>) -> Status {
     let peers = storages.map(|s| in_time(s, peers::peers(ctl, &s.name)));
     let peers = futures::future::join_all(peers);
     let (answers, peers) = futures::future::join(answers, peers).await;
-    let (mut all, mut unreachable) = (Vec::new(), Vec::new());
+    let (mut all, mut answered, mut unreachable) = (Vec::new(), Vec::new(), Vec::new());
     for (server, answer) in servers.iter().zip(answers) {
         match answer {
-            Ok(views) => all.extend(views.into_iter().map(|view| (server.name.clone(), view))),
+            Ok(views) => {
+                answered.push(server.name.as_str());
+                all.extend(views.into_iter().map(|view| (server.name.clone(), view)));
+            }
             Err(error) => unreachable.push(error),
         }
     }
@@ -224,7 +227,7 @@ pub async fn status(ctl: &Controller, only: Option<&str>) -> Status {
         .into_iter()
         .map(|volume| {
             let views: Vec<_> = all.extract_if(.., |(_, view)| view.volume() == volume).collect();
-            let problems = health::problems(&volume, &views);
+            let problems = health::problems(&volume, &views, &answered);
             let (restorable_age_s, up_to_date) = (restorable_age(&views), is_up_to_date(&views));
             VolumeStatus { volume, restorable_age_s, up_to_date, views, problems }
         })

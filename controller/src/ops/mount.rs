@@ -72,14 +72,16 @@ pub async fn unmount(
 }
 
 fn only(archive: &str, volume: &str, mut mounts: Vec<v1::Mounted>) -> Result<String, ControlError> {
-    match (mounts.pop(), mounts.len()) {
-        (Some(mounted), 0) => Ok(mounted.id),
-        (found, more) => Err(ControlError::Precondition {
-            message: format!(
-                "{archive} has {} mounts of volume {volume}",
-                more + usize::from(found.is_some())
-            ),
-            next_step: format!("see their ids: walbc mounts {archive} {volume}"),
-        }),
-    }
+    let (message, next_step) = match (mounts.pop(), mounts.len()) {
+        (Some(mounted), 0) => return Ok(mounted.id),
+        (None, _) => (
+            format!("{archive} has no mount of volume {volume}"),
+            format!("see what is mounted: walbc mounts {archive}"),
+        ),
+        (Some(_), more) => (
+            format!("{archive} has {} mounts of volume {volume}", more + 1),
+            format!("see their ids: walbc mounts {archive} {volume}"),
+        ),
+    };
+    Err(ControlError::Precondition { message, next_step })
 }

@@ -124,11 +124,38 @@ pub async fn set_replication(
     schedule: v1::ReplicationSchedule,
 ) -> Result<v1::Upkeep, ControlError> {
     let other = ctl.group().server_of(to, ServerRole::Archive)?;
+    if archive == to {
+        return Err(ControlError::Precondition {
+            message: format!("{archive} cannot replicate to itself"),
+            next_step: "name another archive".to_owned(),
+        });
+    }
     let (server, client) = ctl.archive(archive)?;
     let peer = v1::Peer { id: other.name.clone(), address: other.address.to_string() };
     let schedule = Some(v1::ReplicationSchedule { to: Some(peer), ..schedule });
     let request = v1::SetReplicationRequest { volume: volume.to_owned(), schedule };
     lost::again(async || client.clone().set_replication(request.clone()).await.at(server)).await
+}
+
+/// Keeps a schedule as it is, and does not follow it from then on.
+///
+/// # Errors
+/// There is none; unknown or unreachable archive, unknown volume.
+pub async fn pause_replication(
+    ctl: &Controller,
+    archive: &str,
+    volume: &str,
+    to: &str,
+) -> Result<v1::Upkeep, ControlError> {
+    let kept = get(ctl, archive, volume).await?;
+    let mut schedules = kept.replications.into_iter().filter_map(|r| r.schedule);
+    let is_to = |s: &v1::ReplicationSchedule| s.to.as_ref().is_some_and(|peer| peer.id == to);
+    let schedule = schedules.find(is_to).ok_or_else(|| ControlError::Precondition {
+        message: format!("{archive} has no schedule for {volume} to {to} that could be paused"),
+        next_step: format!("make one: walbc replication-schedule {archive} {volume} {to} --every"),
+    })?;
+    let schedule = v1::ReplicationSchedule { paused: true, ..schedule };
+    set_replication(ctl, archive, volume, to, schedule).await
 }
 
 /// Takes a replication schedule away.

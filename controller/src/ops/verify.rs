@@ -118,6 +118,8 @@ pub async fn repair(
         });
     }
     let before = damages(ctl, server, volume).await?.damages;
+    // Whether it answers walbc: what `archive` finds of it is told by `archive`.
+    look::archive_volume(ctl, from, volume).await?;
     let peer = v1::Peer { id: source.name.clone(), address: source.address.to_string() };
     let request = v1::RepairRequest { volume: volume.to_owned(), from: Some(peer) };
     let call = async || client.clone().repair(request.clone()).await.at(server);

@@ -4,11 +4,11 @@ use proto::v1;
 use serde_json::{Value, json};
 use server_kit::units::format_size;
 
-use super::super::words;
 use super::upkeep::upkeep_json;
 use super::{Report, damage_json, hex, snapshot, time};
 use crate::ops::health::{Problem, ProblemKind};
 use crate::ops::look::{Status, View, VolumeStatus};
+use crate::words;
 
 /// Bytes of the log that wait to be shipped.
 fn unsent_bytes(v: &v1::StorageVolume) -> u64 {

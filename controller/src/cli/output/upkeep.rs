@@ -3,6 +3,7 @@
 use proto::v1;
 use serde_json::{Value, json};
 use server_kit::units::format_size;
+use wdiff_format::retention::Span;
 
 use super::{Report, time};
 
@@ -62,7 +63,7 @@ pub fn upkeep(upkeep: &v1::Upkeep) -> Report {
     };
     let span = |what: &str, s: u64| match s {
         0 => String::new(),
-        s => format!(", {what} every {s}s"),
+        s => format!(", {what} every {}", Span(s)),
     };
     let retention = upkeep.retention.as_ref().map_or_else(
         || "keep everything".to_owned(),
@@ -79,13 +80,13 @@ pub fn upkeep(upkeep: &v1::Upkeep) -> Report {
         let schedule = r.schedule.clone().unwrap_or_default();
         let paused = if schedule.paused { ", paused" } else { "" };
         let most = limited("each run", schedule.max_send_bytes);
-        let what = format!("every {}s{most}{paused}", schedule.every_s);
+        let what = format!("every {}{most}{paused}", Span(schedule.every_s));
         let to = schedule.to.unwrap_or_default().id;
         rows.push(row(&format!("replicate to {to}"), what, r.status.as_ref()));
     }
     let limit = match upkeep.age_limit_s {
         0 => "no limit".to_owned(),
-        s => format!("at most {s}s old"),
+        s => format!("at most {} old", Span(s)),
     };
     rows.push(row("freshness", limit, None));
     Report::table(&["TASK", "SET", "LAST", "NEXT", "WHAT"], rows, upkeep_json(upkeep))

@@ -1,16 +1,22 @@
-//! Archives that lost their data or stand half-way: F10, G5, G6, G7, G9, G10, N2.
+//! Archives that lost their data or stand half-way: F10, G5, G6, G7, G9, G10, N2, N8, N9.
 
 use proto::v1;
 
 use super::super::diagnosis::{Command, Diagnosis, Row, Step, Way};
 use super::super::view::{Case, Sight, has_image};
 use super::{hash_backup, replicate};
+use crate::group::ServerRole;
+use crate::words;
 
 pub(super) fn diagnose(case: &Case<'_>) -> Vec<Diagnosis> {
     let mut found = Vec::new();
     found.extend(primary_lost(case));
     found.extend(other_log(case));
     for (name, sight) in &case.archives {
+        if let Some(v) = sight.known().filter(|v| v.rebuildable) {
+            found.push(rebuildable(case, name, v));
+            continue;
+        }
         if case.primary != Some(*name) {
             found.extend(secondary(case, name, *sight));
         }
@@ -28,10 +34,21 @@ fn lost(sight: Sight<'_, v1::ArchiveVolume>) -> Option<String> {
     match sight {
         Sight::Dark => None,
         Sight::Clear => Some("does not know the volume".to_owned()),
+        Sight::Known(v) if v.rebuildable => None,
         Sight::Known(v) if v.state == "Broken" => Some(format!("cannot use it: {}", v.error)),
         Sight::Known(v) if v.state == "SyncReady" => Some("has no image of it".to_owned()),
         Sight::Known(_) => None,
     }
+}
+
+/// Only the file with its state is lost, and a copy of that is there.
+fn rebuildable(case: &Case<'_>, name: &str, v: &v1::ArchiveVolume) -> Diagnosis {
+    let volume = case.volume;
+    let error = words::named(&v.error, name, ServerRole::Archive);
+    let evidence = vec![format!("{name}: {error}"), format!("{name} has a whole copy of it")];
+    let steps = ["rebuild", "verify"].map(|verb| Step::run(&format!("{verb} {name} {volume}")));
+    let way = Way::Steps(steps.to_vec());
+    Diagnosis::of(volume, Row::N9, evidence, way).with_key(name)
 }
 
 fn is_broken(sight: Sight<'_, v1::ArchiveVolume>) -> bool {
@@ -53,7 +70,7 @@ fn primary_lost(case: &Case<'_>) -> Option<Diagnosis> {
     }
     let volume = case.volume;
     let mut evidence = vec![
-        format!("{primary} {why}"),
+        format!("{primary} {}", words::named(&why, primary, ServerRole::Archive)),
         format!("{storage}: {volume} is {}, gid {} was shipped", leg.state, leg.done_gid),
     ];
     let mut steps = Vec::new();
@@ -154,7 +171,8 @@ fn secondary(
             if !listed && !broken {
                 return None;
             }
-            evidence.push(format!("{name} {}", lost(sight).unwrap_or_default()));
+            let why = lost(sight).unwrap_or_default();
+            evidence.push(format!("{name} {}", words::named(&why, name, ServerRole::Archive)));
             let mut steps = if broken { vec![clear(case, name)] } else { Vec::new() };
             steps.push(again);
             Some(Diagnosis::of(volume, Row::F10x1, evidence, Way::Steps(steps)).with_key(name))
@@ -195,6 +213,11 @@ fn behind(
     evidence.push(format!("{name} has everything up to gid {has}, the primary up to {wanted}"));
     evidence.push(format!("{name}: {why}"));
     let same_lineage = v.archive_uuid == source.archive_uuid;
+    if let Some((storage, _)) = case.shipped().filter(|(_, leg)| leg.bringing && same_lineage) {
+        evidence.push(format!("{storage} has the primary replicate to it by itself"));
+        let way = Way::Itself(format!("watch `walbc status {}`", case.volume));
+        return Some(Diagnosis::of(case.volume, Row::G6, evidence, way).with_key(name));
+    }
     let (row, step) = if same_lineage { (Row::G6, again) } else { (Row::G7, resync(again)) };
     let found = Diagnosis::of(case.volume, row, evidence, Way::Steps(vec![step]));
     Some(found.with_key(format!("{name} {has}")))
@@ -283,12 +306,13 @@ fn repairable(case: &Case<'_>, name: &str, v: &v1::ArchiveVolume) -> Option<Diag
 /// Something that the archive keeps cannot be read, or is missing.
 fn damaged(case: &Case<'_>, name: &str, v: &v1::ArchiveVolume) -> Option<Diagnosis> {
     let applying = v.base.as_ref().is_some_and(|base| base.end.is_some());
+    let is_damaged = v.error_reason() == v1::Reason::Damaged;
     // Without an image there is nothing yet that could be damaged.
-    if v.error.is_empty() || v.state == "Broken" || applying || !has_image(v) {
+    if !is_damaged || v.state == "Broken" || applying || !has_image(v) {
         return None;
     }
     let volume = case.volume;
-    let evidence = vec![format!("{name}: {}", v.error)];
+    let evidence = vec![format!("{name}: {}", words::named(&v.error, name, ServerRole::Archive))];
     let mut steps = vec![Step::person(format!(
         "bring the file back if you have it elsewhere, and restart {name}; else go on"
     ))];

@@ -6,6 +6,7 @@
 
 mod archives;
 mod logs;
+mod promises;
 mod queues;
 mod servers;
 #[cfg(test)]
@@ -24,10 +25,15 @@ const SUPERSEDES: &[(Row, &[Row])] = &[
     (Row::N1, &[Row::F2, Row::G12, Row::N3, Row::N7, Row::F9a]),
     (Row::F9a, &[Row::F9b, Row::G12]),
     (Row::F2, &[Row::F9a]),
-    (Row::N6, &[Row::N2, Row::F5]),
+    (Row::N6, &[Row::N2, Row::F5, Row::N11]),
+    (Row::N9, &[Row::F5]),
+    (Row::N2, &[Row::N11]),
+    (Row::N8, &[Row::N11]),
+    (Row::N12, &[Row::F5, Row::N11]),
+    (Row::G6, &[Row::N11]),
     (Row::F10x1, &[Row::N4]),
-    (Row::G5, &[Row::N4]),
-    (Row::G7, &[Row::N4]),
+    (Row::G5, &[Row::N4, Row::N11]),
+    (Row::G7, &[Row::N4, Row::N11]),
 ];
 
 /// Every failure that the look shows, servers first, then volume by volume.
@@ -39,13 +45,22 @@ pub fn diagnose(look: &Look) -> Vec<Diagnosis> {
         let mut of_volume = logs::diagnose(&case);
         of_volume.extend(queues::diagnose(&case));
         of_volume.extend(archives::diagnose(&case));
+        of_volume.extend(promises::diagnose(&case));
         found.extend(greatest(of_volume));
     }
+    only_stale(&mut found);
     // Full proxies are what came of an archive that is down: one story, told once.
     if found.iter().any(|d| d.row == Row::F6) {
         found.retain(|d| d.row != Row::F5 || d.volume.is_some());
     }
     found
+}
+
+/// That a point is old is what comes of all other failures: it is named where nothing else is.
+fn only_stale(found: &mut Vec<Diagnosis>) {
+    let other = |d: &&Diagnosis| d.row != Row::N10 && !d.is_over();
+    let others: Vec<_> = found.iter().filter(other).map(|d| d.volume.clone()).collect();
+    found.retain(|d| d.row != Row::N10 || !others.iter().any(|of| of.is_none() || *of == d.volume));
 }
 
 fn greatest(mut found: Vec<Diagnosis>) -> Vec<Diagnosis> {

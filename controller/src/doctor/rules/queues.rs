@@ -1,4 +1,4 @@
-//! What waits at the proxies, and why: F6, F9, G1, G2, G8, G11, and N3, N4, N6.
+//! What waits at the proxies, and why: F6, F9, G1, G2, G8, G11, and N3, N4, N6, N12.
 
 use proto::v1;
 use proto::v1::{Reason, WdiffResult};
@@ -17,6 +17,7 @@ pub(super) fn diagnose(case: &Case<'_>) -> Vec<Diagnosis> {
         if !sight.is_dark() {
             found.extend(unreachable(case, archive));
             found.extend(full(case, archive));
+            found.extend(unusable(case, archive));
             found.extend(given_up(case, archive));
         }
         found.extend(differs(case, archive));
@@ -182,19 +183,37 @@ fn unreachable(case: &Case<'_>, archive: &str) -> Option<Diagnosis> {
 }
 
 fn full(case: &Case<'_>, archive: &str) -> Option<Diagnosis> {
-    let full = |q: &v1::ProxyQueue| q.wdiffs > 0 && q.error_reason() == Reason::NoSpace;
-    let refused = case.queues(archive).filter(|(_, q)| full(q));
-    let mut evidence: Vec<_> =
-        refused.map(|(proxy, q)| format!("{proxy}: {}: {}", waiting(q), q.error)).collect();
-    if evidence.is_empty() {
-        return None;
-    }
+    let mut evidence = cannot(case, archive, Reason::NoSpace)?;
     evidence.push(format!("{archive} is full{}", free(case, archive)));
     let steps = vec![
         Step::person(format!("free space on the file system of {archive}")),
         Step::run("kick-all"),
     ];
     Some(Diagnosis::of(case.volume, Row::N6, evidence, Way::Steps(steps)).with_key(archive))
+}
+
+/// What an archive, and those that send to it, say of why it cannot keep or read something.
+fn cannot(case: &Case<'_>, archive: &str, reason: Reason) -> Option<Vec<String>> {
+    let refused = case.queues(archive).filter(|(_, q)| q.wdiffs > 0 && q.error_reason() == reason);
+    let mut evidence: Vec<_> =
+        refused.map(|(proxy, q)| format!("{proxy}: {}: {}", waiting(q), q.error)).collect();
+    let own = case.archive(archive).and_then(Sight::known);
+    let own = own.filter(|v| v.error_reason() == reason);
+    evidence.extend(own.map(|v| format!("{archive}: {}", v.error)));
+    (!evidence.is_empty()).then_some(evidence)
+}
+
+/// The operating system fails the archive.
+fn unusable(case: &Case<'_>, archive: &str) -> Option<Diagnosis> {
+    let evidence = cannot(case, archive, Reason::Io)?;
+    let host = case.hosts.iter().find(|(name, _)| *name == archive);
+    let dir = host.map_or("its files", |(_, info)| info.base_dir.as_str());
+    let what = format!(
+        "find out why {archive} cannot use {dir} (its log and the kernel's say), and mend that: a \
+         file system that went read-only, a disk that fails"
+    );
+    let steps = vec![Step::person(what), Step::run("kick-all")];
+    Some(Diagnosis::of(case.volume, Row::N12, evidence, Way::Steps(steps)).with_key(archive))
 }
 
 /// The proxy has stopped trying: a kick resumes, unless what it holds is damaged.

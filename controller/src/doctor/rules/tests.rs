@@ -10,6 +10,8 @@ use super::super::view::{Look, Seen, ServerLook};
 use super::diagnose;
 use crate::group::{Leg, ServerRole};
 
+mod promises;
+
 const UUID: [u8; 16] = [7; 16];
 
 fn server(name: &str, role: ServerRole, wire: v1::Role, seen: Seen) -> ServerLook {
@@ -437,6 +439,12 @@ fn g5_g6_g7_replications_that_broke_off() {
     // It is on every list, and its log is not the one that is shipped.
     let other = well().archive("a1", |v| v.log_uuid = vec![1; 16].into());
     assert_eq!(only(&other, Row::G6).1, ["walbc replicate a0 vol0 a1 --synchronizing"]);
+    // The storage server brings it along: nothing is to be typed.
+    let brought = other.storage("s0", |v| v.bringing = true);
+    let (found, _) = only(&brought, Row::G6);
+    assert!(matches!(found.way, Way::Itself(_)), "{found:?}");
+    let forked = brought.archive("a1", |v| v.archive_uuid = vec![1; 16].into());
+    assert!(matches!(only(&forked, Row::G7).0.way, Way::Steps(_)), "nobody decides that by itself");
 }
 
 #[test]
@@ -496,8 +504,19 @@ fn neighbours_of_the_manual() {
     let mut other = well();
     other.seen("p0").info.id = "p9".to_owned();
     only(&other, Row::N5);
-    let damaged = well().small().archive("a0", |v| v.error = "a wdiff is missing".to_owned());
-    only(&damaged, Row::N2);
+    let fails = |reason: Reason| {
+        well().small().archive("a0", move |v| {
+            v.error = "it says so".to_owned();
+            v.set_error_reason(reason);
+        })
+    };
+    only(&fails(Reason::Damaged), Row::N2);
+    only(&fails(Reason::NoSpace), Row::N6);
+    let (found, steps) = only(&fails(Reason::Io), Row::N12);
+    assert!(
+        steps[0].starts_with('(') && !found.is_safe() && steps[1] == "walbc kick-all",
+        "{steps:?}"
+    );
     let other_log = well().small().archive("a0", |v| v.log_uuid = vec![1; 16].into());
     assert_eq!(only(&other_log, Row::G12).1, ["walbc stop s0 vol0", "walbc hash-backup s0 vol0"]);
 }
@@ -519,7 +538,10 @@ fn what_a_sibling_can_repair() {
                 ..Default::default()
             };
             v.damages.push(damage);
-            v.error = if harmed > 0 { "x.wdiff is damaged".to_owned() } else { String::new() };
+            if harmed > 0 {
+                v.error = "x.wdiff is damaged".to_owned();
+                v.set_error_reason(Reason::Damaged);
+            }
         }
     };
     for (name, other) in [("a0", "a1"), ("a1", "a0")] {

@@ -5,7 +5,7 @@ use crate::error::ControlError;
 use crate::group::{Group, ServerRole};
 
 /// The text with the server's name wherever a suggested command means that server.
-pub(super) fn named(text: &str, server: &str, role: ServerRole) -> String {
+pub(crate) fn named(text: &str, server: &str, role: ServerRole) -> String {
     let own: &[&str] = match role {
         ServerRole::Storage => &["S", "STORAGE", "SERVER"],
         ServerRole::Proxy => &["P", "PROXY", "SERVER"],
@@ -15,7 +15,7 @@ pub(super) fn named(text: &str, server: &str, role: ServerRole) -> String {
     let mut since = usize::MAX;
     let words = text.split(' ').map(|word| {
         since = since.saturating_add(1);
-        if word.trim_start_matches('`') == "walbc" {
+        if word.trim_start_matches(['`', '(']) == "walbc" {
             since = 0;
         }
         let bare = word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
@@ -28,7 +28,7 @@ pub(super) fn named(text: &str, server: &str, role: ServerRole) -> String {
 }
 
 /// An error as it is printed.
-pub(super) fn said(group: &Group, error: &ControlError) -> String {
+pub(crate) fn said(group: &Group, error: &ControlError) -> String {
     let text = error.to_string();
     let server = match error {
         ControlError::Refused { server, .. } | ControlError::Operation { server, .. } => server,
@@ -59,6 +59,7 @@ mod tests {
             ),
             (ServerRole::Archive, "`walbc diffs ARCHIVE v`", "`walbc diffs s0 v`"),
             (ServerRole::Storage, "walbc diffs ARCHIVE v", "walbc diffs ARCHIVE v"),
+            (ServerRole::Archive, "(walbc repair ARCHIVE v)", "(walbc repair s0 v)"),
             (ServerRole::Storage, "S is not a command", "S is not a command"),
         ] {
             assert_eq!(named(text, "s0", role), expected);
