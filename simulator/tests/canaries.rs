@@ -135,7 +135,7 @@ fn an_overflow_that_the_device_hides() {
 #[test]
 fn a_second_owner_of_deletion() {
     let story = Some(Story::ReadersBesideApply);
-    is_told(Defect::SecondOwner, 'a', story, &["wdiff cannot be opened"]);
+    is_told(Defect::SecondOwner, 'a', story, &["cannot be opened: entity not found"]);
 }
 
 /// I13: equal gids of different logs are taken as equal.
