@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use wlog_format::units::{Lb, to_usize};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, Immutable, Unaligned};
 
 use super::RunError;
 use super::entry::{Covered, Entry, Key};
@@ -78,9 +78,14 @@ impl Wanted {
 struct Rows(Bytes);
 
 impl Rows {
-    fn all<T: FromBytes + zerocopy::Immutable + zerocopy::Unaligned>(&self, rows: usize) -> &[T] {
-        <[T]>::ref_from_prefix_with_elems(&self.0, rows).map_or(&[], |(rows, _)| rows)
+    fn all<T: FromBytes + Immutable + Unaligned>(&self, number: usize) -> &[T] {
+        rows(&self.0, number)
     }
+}
+
+/// The first rows of a block.
+fn rows<T: FromBytes + Immutable + Unaligned>(block: &[u8], number: usize) -> &[T] {
+    <[T]>::ref_from_prefix_with_elems(block, number).map_or(&[], |(rows, _)| rows)
 }
 
 impl Run {
@@ -127,21 +132,40 @@ impl Run {
     }
 
     fn read_covered(&self, diffs: usize) -> Result<Vec<Covered>, RunError> {
-        let mut covered = Vec::with_capacity(diffs);
-        let mut block = self.shape.table;
-        while covered.len() < diffs {
-            let rows = Rows(read_block(&self.input, &self.file, block)?);
-            for raw in rows.all::<RawCovered>(DIFFS_PER_BLOCK.min(diffs - covered.len())) {
-                let next = Covered::from_raw(raw);
-                let next = next.ok_or_else(|| self.unusable(block, "the table has no diffs"))?;
-                if covered.last().is_some_and(|last: &Covered| last.order >= next.order) {
-                    return Err(self.unusable(block, "the diffs do not ascend"));
+        let mut covered: Vec<Covered> = Vec::with_capacity(diffs);
+        let Shape { table, end, .. } = self.shape;
+        for first in (table..end).step_by(to_usize(AHEAD_BLOCKS)) {
+            self.read_ahead(first, AHEAD_BLOCKS.min(end - first), |block, payload| {
+                for raw in rows::<RawCovered>(payload, DIFFS_PER_BLOCK.min(diffs - covered.len())) {
+                    let next = Covered::from_raw(raw);
+                    let next =
+                        next.ok_or_else(|| self.unusable(block, "the table has no diffs"))?;
+                    if covered.last().is_some_and(|last| last.order >= next.order) {
+                        return Err(self.unusable(block, "the diffs do not ascend"));
+                    }
+                    covered.push(next);
                 }
-                covered.push(next);
-            }
-            block += 1;
+                Ok(())
+            })?;
         }
         Ok(covered)
+    }
+
+    /// Reads some blocks at once; each is checked, and taken with its number.
+    fn read_ahead(
+        &self,
+        first: u64,
+        blocks: u64,
+        mut take: impl FnMut(u64, &[u8]) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        let mut bytes = vec![0; to_usize(blocks) * BLOCK_BYTES];
+        let failed = |source| RunError::Io { file: self.file.clone(), block: first, source };
+        self.input.read_exact_at(&mut bytes, first * BLOCK_BYTES as u64).map_err(failed)?;
+        for (number, block) in (first..).zip(bytes.chunks(BLOCK_BYTES)) {
+            let payload = open(block, number);
+            take(number, payload.ok_or_else(|| self.unusable(number, CONTRADICTS))?)?;
+        }
+        Ok(())
     }
 
     fn unusable(&self, block: u64, what: &'static str) -> RunError {
@@ -241,20 +265,13 @@ impl Run {
     }
 
     fn read_leaves(&self, first: u64, blocks: u64) -> Result<Vec<Entry>, RunError> {
-        let mut bytes = vec![0; to_usize(blocks) * BLOCK_BYTES];
-        let failed = |source| RunError::Io { file: self.file.clone(), block: first, source };
-        self.input.read_exact_at(&mut bytes, first * BLOCK_BYTES as u64).map_err(failed)?;
         let mut found = Vec::with_capacity(to_usize(blocks) * ENTRIES_PER_BLOCK);
-        for (number, block) in (first..).zip(bytes.chunks(BLOCK_BYTES)) {
-            let sound = open(block, number).is_some();
-            if !sound {
-                return Err(self.unusable(number, CONTRADICTS));
-            }
-            let rows = Rows(Bytes::copy_from_slice(block));
-            for raw in rows.all::<RawEntry>(self.entries_in(number)) {
+        self.read_ahead(first, blocks, |number, payload| {
+            for raw in rows::<RawEntry>(payload, self.entries_in(number)) {
                 found.push(self.entry(raw, number)?);
             }
-        }
+            Ok(())
+        })?;
         Ok(found)
     }
 
