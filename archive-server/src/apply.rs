@@ -3,8 +3,8 @@
 //!
 //! The wdiffs are read back as a whole before the image changes: damage leaves it, and all older
 //! snapshots, as they were. Invariant I7, in this order: files open -> "applying" durable ->
-//! blocks -> flush -> "done" durable -> files marked for deletion (I12). A crash in between is found
-//! at start, and the same diffs are applied again.
+//! blocks -> flush -> "done" durable -> files marked for deletion (I12). A crash in between is
+//! found at start, and the same diffs are applied again.
 
 use crate::archive::{Archive, turn};
 use crate::backend::Image;

@@ -56,7 +56,7 @@ const STOPPABLE: [State; 7] = [
 pub struct Settings {
     /// Bytes that must stay free for a wdiff to be accepted, on top of its own size.
     pub reserve_bytes: u64,
-    /// What is needless is deleted after such a time, in whole seconds; earlier when space is short.
+    /// What is needless is deleted after so many whole seconds, or earlier when space is short.
     pub grace: Duration,
     /// A full backup is made durable, and can be resumed, every so many bytes.
     pub flush_bytes: u64,

@@ -128,7 +128,11 @@ impl Leases {
         }
         let now_s = clock::unix_seconds();
         let mark = |name: &String| {
-            let failed = |e| RoleError::io("mark", self.dir.path().join(name), e);
+            let failed = |e| {
+                let step = "when the disk works, restart the archive: it finds what is needless";
+                let path = self.dir.path().join(name);
+                RoleError::io("mark for deletion", path, e).with_next_step(step)
+            };
             self.mark_one(name, now_s).map_err(failed)
         };
         let done = names.iter().try_for_each(mark);

@@ -98,15 +98,8 @@ fn load(
     leases: &Leases,
     name: &VolumeName,
 ) -> Result<(State, Catalogue), RoleError> {
-    dir.remove_tmp_files()?;
-    dir.remove_tmp_dirs()?;
+    let files = clean_up(dir)?;
     let mut mended = images.begin()?;
-    if dir.has_dir(INDEX_DIR) {
-        dir.open_dir(INDEX_DIR)?.remove_tmp_files()?;
-    }
-    let files = dir.list()?;
-    let is_socket = |name: &&String| name.ends_with(SOCKET_SUFFIX);
-    dir.remove_all(&files.iter().filter(is_socket).cloned().collect::<Vec<_>>())?;
     if let Err(error) = forget_elsewhere(dir) {
         // Waste in a place that is not ours: no reason not to serve.
         tracing::warn!(volume = %name, error = error.full_message(), "a half-made restore is left");
@@ -158,6 +151,19 @@ fn load(
         }
     }
     Ok((state, catalogue))
+}
+
+/// Removes what is half-made, and the sockets of mounts; the names of the files.
+fn clean_up(dir: &Arc<dyn DurableDir>) -> Result<Vec<String>, RoleError> {
+    dir.remove_tmp_files()?;
+    dir.remove_tmp_dirs()?;
+    if dir.has_dir(INDEX_DIR) {
+        dir.open_dir(INDEX_DIR)?.remove_tmp_files()?;
+    }
+    let files = dir.list()?;
+    let is_socket = |name: &&String| name.ends_with(SOCKET_SUFFIX);
+    dir.remove_all(&files.iter().filter(is_socket).cloned().collect::<Vec<_>>())?;
+    Ok(files)
 }
 
 /// Finishes the changes of the state that a killed process had begun, and brings its copy up to

@@ -115,8 +115,8 @@ pub(crate) struct Volume {
     pub(crate) ledger: Ledger,
     /// Wdiffs that the scrub has not got to in its cycle.
     overdue: AtomicU64,
-    /// Held while diffs are neither in the catalogue nor marked yet ([`Volume::doom`]).
-    dooming: Mutex<()>,
+    /// Held, by many, while diffs are neither in the catalogue nor marked yet ([`Volume::doom`]).
+    dooming: parking_lot::RwLock<()>,
     file: StateFile<Record>,
     copy: StateFile<Record>,
     storing: Mutex<()>,
@@ -145,7 +145,7 @@ impl Volume {
             elsewhere: StateFile::new(dir.clone(), ELSEWHERE_FILE),
             ledger: Ledger::load(dir.clone()),
             overdue: AtomicU64::new(0),
-            dooming: Mutex::new(()),
+            dooming: parking_lot::RwLock::default(),
             file: StateFile::new(dir.clone(), STATE_FILE),
             copy: StateFile::new(dir.clone(), COPY_FILE),
             storing: Mutex::new(()),
@@ -311,7 +311,7 @@ impl Volume {
         &self,
         take_out: impl FnOnce(&mut Catalogue) -> Vec<Diff>,
     ) -> Result<Vec<String>, RoleError> {
-        let _one = self.dooming.lock();
+        let _dooming = self.dooming.read();
         let names = self.diff_names(&self.with(take_out))?;
         self.leases.mark(&names)?;
         Ok(names)
@@ -320,7 +320,7 @@ impl Volume {
     /// Whether a file is the one of no diff, and of none that is being taken out of the catalogue.
     /// Blocks.
     pub(crate) fn is_foreign(&self, file: &str) -> Result<bool, RoleError> {
-        let _none = self.dooming.lock();
+        let _nobody_dooms = self.dooming.write();
         let parsed = wdiff_format::name::parse(file).ok();
         let stored = parsed.and_then(|diff| self.with(|c| c.diffs.get(&diff).copied()));
         let known = stored.is_some_and(|d| to_file_name(&d).is_ok_and(|name| name == file));

@@ -1,8 +1,8 @@
 //! How a fetched wdiff takes its place, and how a damaged one is put aside.
 //!
 //! Invariants: a file that has a name in the catalogue has it at every instant, old or new; who
-//! reads the old one reads on; what was put aside is not in the catalogue, and is marked for deletion when a
-//! start, a gc or the repair itself finds that it is not needed.
+//! reads the old one reads on; what was put aside is not in the catalogue, and is marked for
+//! deletion when a start, a gc or the repair itself finds that it is not needed.
 
 use crate::load;
 use crate::volume::{Catalogue, Fault, Volume};
@@ -45,7 +45,7 @@ impl Volume {
         let name = self.diff_name(&diff)?;
         let aside = format!("{name}{ASIDE_SUFFIX}");
         // Of an earlier attempt.
-        self.leases.mark(&[aside.clone()])?;
+        self.leases.mark(std::slice::from_ref(&aside))?;
         let commit = || self.dir.commit(tmp, &name);
         let kept = self.leases.set_aside(&name, &aside, commit);
         let kept = kept.map_err(|e| RoleError::from(e).with_volume(&self.name))?;
