@@ -1,26 +1,21 @@
 //! The flags of `walb-archive serve`, which are also the keys of its configuration file, and
 //! serving.
 
-use crate::archive::{Archive, Settings};
+use crate::archive::Settings;
 use crate::backend::BackendChoice;
-use crate::service::Service;
+use crate::server::Server;
 use crate::verify::scrub::Scrub;
 use crate::world::World;
-use proto::v1::Role;
-use proto::v1::archive_server::ArchiveServer;
 use serde::{Deserialize, Serialize};
 use server_kit::config::required;
 use server_kit::error::RoleError;
 use server_kit::net::{Endpoint, Listener};
-use server_kit::operations::Operations;
-use server_kit::role::RoleServer;
 use server_kit::shutdown::Shutdown;
 use server_kit::units::{Size, Span, parse_size};
 use server_kit::volume_name::{BadName, ServerId, VolumeName};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
-use tonic::service::Routes;
 use wdiff_format::retention::Policy;
 
 /// Where base images live.
@@ -231,40 +226,4 @@ pub async fn serve(args: ServeArgs, shutdown: Shutdown) -> anyhow::Result<()> {
     let server = Server { base, id, settings, backend, retention, world: World::real() };
     server.run(listener, shutdown).await?;
     Ok(())
-}
-
-/// An archive that is about to serve, with its seams.
-pub struct Server {
-    /// Directory of everything that it keeps.
-    pub base: PathBuf,
-    /// Its name.
-    pub id: ServerId,
-    /// What can be set.
-    pub settings: Settings,
-    /// Where base images live.
-    pub backend: BackendChoice,
-    /// The policy of new volumes.
-    pub retention: Option<Policy>,
-    /// The world outside.
-    pub world: World,
-}
-
-impl Server {
-    /// Loads all volumes and serves until shutdown.
-    ///
-    /// # Errors
-    /// The base directory or the transport fails.
-    pub async fn run(self, listener: Listener, shutdown: Shutdown) -> Result<(), RoleError> {
-        let Self { base, id, settings, backend, retention, world } = self;
-        let operations = Operations::new();
-        let ending = shutdown.requested();
-        let operated = operations.clone();
-        let (settings, outside) = ((settings, retention), (backend, world));
-        let archive = Archive::open(&base, id.clone(), settings, operated, outside, ending).await?;
-        let routes = Routes::new(ArchiveServer::new(Service(archive)));
-        let base = Some(base);
-        RoleServer { role: Role::Archive, id, base, listener, operations, shutdown }
-            .run(routes)
-            .await
-    }
 }

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use server_kit::clock::unix_seconds;
 use server_kit::durable::{DurableDir, DurableError, DurableFile, FileInfo, OpenDir};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +31,8 @@ enum Node {
 pub(crate) struct Tree {
     nodes: Vec<Node>,
     rng: StdRng,
+    /// Places of nodes that nobody can reach any more.
+    free: Vec<usize>,
     /// Whether writes fail for want of space.
     full: bool,
     /// How often that has happened.
@@ -76,8 +78,23 @@ impl Tree {
     }
 
     fn add(&mut self, node: Node) -> usize {
+        if let Some(free) = self.free.pop() {
+            self.nodes[free] = node;
+            return free;
+        }
         self.nodes.push(node);
         self.nodes.len() - 1
+    }
+
+    /// What can be reached from a directory, now or after a power cut.
+    fn reach(&self, node: usize, reached: &mut BTreeSet<usize>) {
+        if !reached.insert(node) {
+            return;
+        }
+        let Node::Dir { names, synced, changes } = &self.nodes[node] else { return };
+        let changed = changes.iter().flatten().filter_map(|(_, node)| *node);
+        let below = names.values().chain(synced.values()).copied().chain(changed);
+        below.for_each(|node| self.reach(node, reached));
     }
 
     pub(crate) fn file(
@@ -119,6 +136,7 @@ impl Fs {
         Self(Arc::new(Mutex::new(Tree {
             nodes: vec![empty_dir()],
             rng,
+            free: Vec::new(),
             full: false,
             refused: 0,
             slow_restores: false,
@@ -158,6 +176,7 @@ impl Fs {
     pub(crate) fn wipe(&self) {
         let mut tree = self.0.lock();
         tree.nodes = vec![empty_dir()];
+        tree.free.clear();
         tree.older.clear();
     }
 
@@ -190,6 +209,24 @@ impl Fs {
                 Node::File { .. } => {}
             }
         }
+    }
+
+    /// Gives up what no name leads to any more. Nobody may have a file open.
+    pub(crate) fn forget_unreachable(&self) {
+        let mut tree = self.0.lock();
+        let mut reached = BTreeSet::new();
+        tree.reach(0, &mut reached);
+        let gone = (0..tree.nodes.len()).rev().filter(|node| !reached.contains(node));
+        tree.free = gone.collect();
+        for node in tree.free.clone() {
+            tree.nodes[node] = empty_dir();
+        }
+    }
+
+    /// The names in a directory.
+    pub(crate) fn names(&self, path: &Path) -> io::Result<Vec<String>> {
+        let tree = self.0.lock();
+        Ok(tree.names(tree.lookup(path)?)?.keys().cloned().collect())
     }
 
     /// All that was written is durable.

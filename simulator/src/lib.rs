@@ -26,6 +26,7 @@
     reason = "a test tool: what is unexpected here ends the run"
 )]
 
+mod archive_model;
 mod cluster;
 mod commands;
 mod defect;
@@ -44,6 +45,7 @@ mod scenario;
 mod steps;
 mod stories;
 
+pub use archive_model::{Done, Portion, Portions};
 pub use defect::{Canary, Defect};
 pub use plan::Story;
 use std::path::PathBuf;

@@ -18,7 +18,7 @@ use wlog_format::units::to_usize;
 const STATUS_BYTES: u64 = 64 << 20;
 
 /// An open snapshot. It takes the place of a mount until [`Inside::end`].
-pub(crate) struct Inside {
+pub struct Inside {
     export: SnapshotExport,
     files: Files,
     volume: String,
@@ -50,7 +50,9 @@ impl Inside {
         }
     }
 
-    pub(crate) fn size_bytes(&self) -> u64 {
+    /// Size of the image.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
         self.export.size_bytes()
     }
 
@@ -61,7 +63,10 @@ impl Inside {
     }
 
     /// Bytes from `offset` on; zeroes behind the end.
-    pub(crate) async fn read(&self, offset: u64, len: usize) -> Result<Bytes, RoleError> {
+    ///
+    /// # Errors
+    /// What it is made of cannot be read, or is damaged.
+    pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes, RoleError> {
         let rest = to_usize(self.size_bytes().saturating_sub(offset)).min(len);
         let mut data = BytesMut::with_capacity(len);
         let asked = u32::try_from(rest).unwrap_or(u32::MAX);
@@ -91,7 +96,7 @@ impl Inside {
     }
 
     /// Gives the place and the leases back.
-    pub(crate) async fn end(self) {
+    pub async fn end(self) {
         let Self { export, files, .. } = self;
         drop(export);
         files.remove().await;
