@@ -14,19 +14,23 @@
 mod common;
 
 use archive_server::{FileImages, Settings};
+use block_io::nbd::Client as Nbd;
+use bytes::Bytes;
 use common::outside::{copied, has, run};
 use common::{Answer, Archive, Client, Device, VOLUME, messages, meta, reason, same, start_of};
 use common::{filled, until, volume};
 use proto::v1::merge_request::Until;
 use proto::v1::mount_request::Point;
 use proto::v1::{
-    MountRequest, Mounted, OperationStatus, SetExplicitRequest, UnmountRequest, VolumeRef,
-    WdiffResult,
+    MountRequest, Mounted, OperationStatus, ResizeRequest, SetExplicitRequest, UnmountRequest,
+    VolumeRef, WdiffResult,
 };
 use server_kit::error::Reason;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use wdiff_format::record::DiffRecord;
+use wlog_format::units::Lb;
 
 fn device(steps: u64) -> Device {
     let mut device = Device::new(4096, 31);
@@ -376,4 +380,34 @@ async fn damage_reaches_the_client_of_a_mount_as_an_error() {
     assert!(!copy.status.success(), "damaged data was copied");
     let one = mount(&mut client, 1).await;
     check(dir.path(), &one, &device).await;
+}
+
+/// Where the image cannot be cloned, an apply keeps for a mount what it writes over: only as much
+/// as there was when the mount began.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_from_before_a_growth_does_not_hinder_an_apply_across_the_old_end() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), device(1));
+    let archive = Archive::with(&dir, settings(), Arc::new(FileImages));
+    let mut client = mergeable(&archive, &device).await;
+    let (old, grown) = (device.size_lb(), device.size_lb() + 64);
+    let mounted = mount(&mut client, 1).await;
+    let (_, socket) = mounted.uri.split_once("socket=").unwrap();
+    let nbd = Nbd::unix(socket, VOLUME).await.unwrap();
+    let resize = ResizeRequest { volume: VOLUME.into(), size_lb: grown };
+    client.archive.resize(resize).await.unwrap();
+    for (gid, fill) in [(2, 0x22), (3, 0x33)] {
+        let data = Bytes::from(vec![fill; 24 * 512]);
+        let record = DiffRecord::from_raw(Lb(old - 8), data).unwrap();
+        let start = start_of(meta(gid - 1, gid), grown);
+        let sent = messages(start, &common::wdiff(&[record], common::UUID), 1000);
+        assert_eq!(client.send(sent).await.unwrap().result(), WdiffResult::Stored);
+        let applied = client.apply(gid).await.unwrap();
+        assert_eq!(applied.status(), OperationStatus::Done, "{applied:?}");
+        let read = nbd.read(0, (old * 512) as u32).await.unwrap();
+        same(&read, device.now(), "the mount beside the apply");
+        let mut now = device.now().to_vec();
+        now.resize((grown * 512) as usize, 0);
+        now[(old as usize - 8) * 512..][..24 * 512].fill(fill);
+        same(&client.restored(gid).await, &now, "restored");
+    }
 }

@@ -55,9 +55,10 @@ impl Kept {
         from.extents(start, end - start).await
     }
 
-    /// Copies what is in a range, which is about to be written over.
+    /// Copies what is in a range, which is about to be written over, as far as the mount reaches:
+    /// the volume may have grown since.
     async fn keep(&self, base: &dyn BlockDevice, offset: u64, len: u64) -> io::Result<()> {
-        let (mut at, end) = (offset, offset + len);
+        let (mut at, end) = (offset, (offset + len).min(self.copy.side().size_bytes()));
         while at < end {
             let piece = COPY_BYTES.min(end - at);
             for (start, end, kept) in self.copy.split(at, piece) {
@@ -87,7 +88,7 @@ fn read_only() -> BoxFuture<'static, io::Result<()>> {
 
 impl BlockDevice for AsFound {
     fn size_bytes(&self) -> u64 {
-        self.base.size_bytes()
+        self.base.size_bytes().min(self.kept.copy.side().size_bytes())
     }
 
     fn block_bytes(&self) -> u32 {

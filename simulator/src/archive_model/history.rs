@@ -74,7 +74,8 @@ impl Policy {
     fn thins(&self, time_s: u64, next_s: u64, now_s: u64) -> bool {
         let before = std::iter::once(self.all_s).chain(self.rules.iter().map(|(_, age)| *age));
         let ends = |every: u64, at: u64| (at / every + 1) * every;
-        let has = |(finer_s, (every, _)): &(u64, (u64, u64))| ends(*every, time_s) + finer_s <= now_s;
+        let has =
+            |(finer_s, (every, _)): &(u64, (u64, u64))| ends(*every, time_s) + finer_s <= now_s;
         let coarsest = before.zip(self.rules.iter().copied()).filter(has).last();
         coarsest.is_some_and(|(_, (every, _))| ends(every, time_s) == ends(every, next_s))
     }

@@ -11,6 +11,7 @@
 //! Invariant: all that is random comes from the seed, so a seed repeats its run. A portion of the
 //! operations has a process and a seed of its own; it is small, so a failure repeats in seconds.
 
+mod hash_backup;
 mod history;
 mod operations;
 mod portions;
@@ -142,7 +143,8 @@ impl Run {
     fn start(&mut self) -> Result<(), String> {
         for attempt in 0.. {
             // It may die again while it comes up.
-            let again = attempt < 3 && self.history.lines().len() > 1 && self.rng.random_ratio(1, 6);
+            let again =
+                attempt < 3 && self.history.lines().len() > 1 && self.rng.random_ratio(1, 6);
             let changes = again.then(|| self.rng.random_range(0..CHANGES_MAX));
             self.fs.die_in(changes);
             self.process = Process::start(&self.fs, &self.defects)?;

@@ -37,7 +37,8 @@ impl Run {
             30..=33 => self.receive_merged(),
             34..=36 => self.receive_compared(),
             37 => self.receive_needless(),
-            38..=49 => self.merge(),
+            38 | 39 => self.hash_backup(),
+            40..=49 => self.merge(),
             50..=55 => self.apply(),
             56..=63 => self.retention(),
             64..=69 => self.set_explicit(),
@@ -93,6 +94,18 @@ impl Run {
     fn receive_compared(&mut self) -> Result<(), String> {
         self.note("receive of a comparison", "");
         self.send(self.history.latest().0, (true, true))
+    }
+
+    /// A hash backup keeps the snapshot that it was compared with.
+    fn hash_backup(&mut self) -> Result<(), String> {
+        self.note("hash backup", "");
+        let (gid, new) = self.write();
+        self.what.push_str(&format!("to {gid}"));
+        let (image, blocks, now_s) = (new.image.clone(), self.history.blocks, self.now_s);
+        let after = self.history.received(self.history.latest().0, true, (gid, new));
+        let work = async |p: &Process| p.hash_backup((&image, blocks), (gid, now_s)).await;
+        self.act(after, Steps::One, work)?;
+        Ok(())
     }
 
     /// One that is here already, and one that leaves a gap: both are refused.

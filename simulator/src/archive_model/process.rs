@@ -96,6 +96,10 @@ impl Process {
         self.life.is_over()
     }
 
+    pub(super) fn routes(&self) -> Routes {
+        self.loaded.routes()
+    }
+
     /// Everything stops where it is.
     pub(super) fn kill(self) {
         self.life.end();

@@ -1,7 +1,7 @@
 //! The requests to the archive, each to its end.
 
-use super::process::{Process, VOLUME, said, volume};
 use super::history::Line;
+use super::process::{Process, VOLUME, said, volume};
 use crate::fs::Fs;
 use proto::v1::apply_request::Point;
 use proto::v1::merge_request::Until;
