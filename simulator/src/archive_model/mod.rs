@@ -242,6 +242,11 @@ impl Run {
         if lines != self.history.lines() {
             return Err(format!("listed is {lines:?}, wanted {:?}", self.history.lines()));
         }
+        // No diff is missing, and none counts twice.
+        let (diffs, gids) = (process.block_on(process.diffs())?, self.history.gids());
+        if !diffs.iter().copied().eq(gids.windows(2).map(|pair| (pair[0], pair[1]))) {
+            return Err(format!("the diffs {diffs:?} do not lead from one to the next of {gids:?}"));
+        }
         for (gid, snapshot) in &self.history.snapshots {
             let look = async {
                 let inside = process.open(*gid).await?;

@@ -150,6 +150,13 @@ impl Process {
         Ok(listed.into_iter().map(|s| (s.gid, s.timestamp_s, s.explicit_snapshot)).collect())
     }
 
+    /// Where the diffs of the catalogue begin and end.
+    pub(super) async fn diffs(&self) -> Result<Vec<(u64, u64)>, String> {
+        let listed = self.client.clone().list_diffs(volume()).await.map_err(|s| said(&s))?;
+        let diffs = listed.into_inner().diffs.into_iter().filter_map(|entry| entry.diff);
+        Ok(diffs.filter_map(|d| Some((d.begin?.gid_begin, d.end?.gid_begin))).collect())
+    }
+
     /// Opens a snapshot as mounts and drills do.
     pub(super) async fn open(&self, gid: u64) -> Result<Inside, String> {
         self.loaded.open_snapshot(VOLUME, gid).await.map_err(|e| e.full_message())
