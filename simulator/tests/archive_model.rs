@@ -37,9 +37,8 @@ fn ten_thousand_operations_against_the_model() {
 
 fn is_found(defect: Defect) {
     let canary = Some(Canary { defect, host: 'a' });
-    let found = (0..5).any(|seed| {
-        portions().run(Portion { seed, operations: 1000, canary }).is_err()
-    });
+    let found =
+        (0..5).any(|seed| portions().run(Portion { seed, operations: 1000, canary }).is_err());
     assert!(found, "{defect:?} is not found");
 }
 

@@ -37,6 +37,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const EPOCH_S: u64 = 1_700_000_000;
 /// One in so many changes is broken off.
 const BROKEN_OFF: u32 = 5;
+/// One in so many is followed by a kill at once.
+const KILLED_BEHIND: u32 = 10;
 /// Changes to files that an operation may make before it is.
 const CHANGES_MAX: u32 = 32;
 
@@ -60,7 +62,8 @@ struct Run {
     defects: Defects,
     process: Option<Process>,
     history: History,
-    /// What restored images that may lie there have, by gid.
+    /// What restored images have that may be there, by gid: until it is acknowledged that one is
+    /// deleted, a power cut may bring it back.
     restored: BTreeMap<u64, (Image, usize)>,
     now_s: u64,
     next_gid: u64,
@@ -157,7 +160,8 @@ impl Run {
             let idle = process.block_on(process.idle());
             self.fs.die_in(None);
             if !self.process().is_dead() {
-                return idle;
+                idle?;
+                return self.check_restored();
             }
             self.count("killed while it mends");
             self.stop();
@@ -199,8 +203,16 @@ impl Run {
         let done = process.block_on(work(process));
         self.fs.die_in(None);
         if !self.process().is_dead() {
+            let done = done?;
             self.history = after;
-            return done.map(Some);
+            if self.rng.random_ratio(1, KILLED_BEHIND) {
+                // What was acknowledged lasts.
+                self.count("killed right behind");
+                self.what.push_str(", killed behind it");
+                self.stop();
+                self.start()?;
+            }
+            return Ok(Some(done));
         }
         self.count("killed in the middle");
         self.what.push_str(", killed");
@@ -217,20 +229,24 @@ impl Run {
             return Err(format!("acknowledged was {:?}, there is {found:?}", after.lines()));
         }
         self.history = left(&self.history, &after, steps, (&found, blocks))?;
-        self.check_restored()?;
         Ok(None)
     }
 
-    /// Images that were restored, or are half-made, when the process died.
+    /// Restored images that are there after a start are whole; they go.
     fn check_restored(&mut self) -> Result<(), String> {
-        let restored = std::mem::take(&mut self.restored);
+        if self.restored.is_empty() {
+            return Ok(());
+        }
         let process = self.process();
         let found = process.block_on(process.restored())?;
         for (gid, path) in found {
-            let known = restored.get(&gid).ok_or_else(|| format!("who has restored {gid}?"))?;
-            let image = self.fs.read(path.as_ref()).map_err(|e| format!("{path}: {e}"))?;
-            compare(&image, &known.0, known.1).map_err(|e| format!("restored {gid}: {e}"))?;
+            let known = self.restored.get(&gid);
+            let (image, blocks) = known.ok_or_else(|| format!("who has restored {gid}?"))?;
+            let found = self.fs.read(path.as_ref()).map_err(|e| format!("{path}: {e}"))?;
+            compare(&found, image, *blocks).map_err(|e| format!("restored {gid}: {e}"))?;
+            let process = self.process();
             process.block_on(process.delete_restored(gid))?;
+            self.restored.remove(&gid);
         }
         Ok(())
     }
@@ -245,7 +261,9 @@ impl Run {
         // No diff is missing, and none counts twice.
         let (diffs, gids) = (process.block_on(process.diffs())?, self.history.gids());
         if !diffs.iter().copied().eq(gids.windows(2).map(|pair| (pair[0], pair[1]))) {
-            return Err(format!("the diffs {diffs:?} do not lead from one to the next of {gids:?}"));
+            return Err(format!(
+                "the diffs {diffs:?} do not lead from one to the next of {gids:?}"
+            ));
         }
         for (gid, snapshot) in &self.history.snapshots {
             let look = async {

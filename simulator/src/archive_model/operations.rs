@@ -233,8 +233,9 @@ impl Run {
             compare(&restored, &image, blocks).map_err(|e| format!("restored {gid}: {e}"))?;
             p.delete_restored(gid).await
         };
-        self.act(after, steps, both)?;
-        self.restored.clear();
+        if self.act(after, steps, both)?.is_some() {
+            self.restored.remove(&gid);
+        }
         Ok(())
     }
 
@@ -310,6 +311,7 @@ impl Run {
             process.block_on(mount.inside.end());
         }
         process.block_on(process.clear())?;
+        self.restored.clear();
         self.fill()
     }
 
