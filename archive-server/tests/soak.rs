@@ -37,8 +37,8 @@ fn start(load: &Arc<Load>, dir: &tempfile::TempDir) -> Archive {
     let clock = load.clone();
     let now = Arc::new(move || clock.now_s.load(Ordering::SeqCst));
     let pause = Duration::from_millis(50);
-    let settings =
-        Settings { max_open: 4, index_batch: 8, upkeep_pause: pause, ..common::settings() };
+    let settings = Settings { max_open: 4, index_batch: 8, ..common::settings() };
+    let settings = Settings { upkeep_pause: pause, grace: Duration::from_secs(1), ..settings };
     Archive::within(dir, settings, World { now, ..World::real() })
 }
 
@@ -130,8 +130,7 @@ async fn idle(mut client: Client) -> Option<()> {
 
 /// Nothing but what the catalogue lists: no half-made files, sockets, restored images.
 async fn tidy(archive: &Archive, mut client: Client) -> Option<()> {
-    let listed = client.archive.list_diffs(common::volume()).await.unwrap().into_inner();
-    let listed: BTreeSet<String> = listed.diffs.into_iter().map(|d| d.file).collect();
+    let listed: BTreeSet<String> = client.diffs().await.into_iter().map(|d| d.file).collect();
     let is_content = |name: &String| {
         name.contains(".wdiff") || name.ends_with(".tmp") || name.ends_with(".sock")
     };

@@ -7,8 +7,7 @@ use proto::v1::apply_request::Point;
 use proto::v1::merge_request::Until;
 use proto::v1::{
     ApplyRequest, MergeRequest, Operation, OperationStatus, Peer, Reason, ReplicateRequest,
-    RestorableRequest, Retention, SetExplicitRequest, SetRetentionRequest, VerifyRequest,
-    WdiffResult,
+    Retention, SetExplicitRequest, SetRetentionRequest, VerifyRequest, WdiffResult,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -244,9 +243,7 @@ impl Load {
 }
 
 pub async fn listed(client: &mut Client) -> Vec<u64> {
-    let request = RestorableRequest { volume: VOLUME.into(), all: true };
-    let list = client.archive.list_restorable(request).await.unwrap().into_inner();
-    list.snapshots.into_iter().map(|s| s.gid).collect()
+    client.restorable(true).await.into_iter().map(|s| s.gid).collect()
 }
 
 pub async fn set_policy(client: &mut Client, policy: Option<&str>) {

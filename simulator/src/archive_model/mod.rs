@@ -259,7 +259,9 @@ impl Run {
             return Err(format!("listed is {lines:?}, wanted {:?}", self.history.lines()));
         }
         // No diff is missing, and none counts twice.
-        let (diffs, gids) = (process.block_on(process.diffs())?, self.history.gids());
+        let diffs = process.block_on(process.diffs())?.into_iter().filter_map(|d| d.diff);
+        let diffs = diffs.filter_map(|d| Some((d.begin?.gid_begin, d.end?.gid_begin)));
+        let (diffs, gids) = (diffs.collect::<Vec<_>>(), self.history.gids());
         if !diffs.iter().copied().eq(gids.windows(2).map(|pair| (pair[0], pair[1]))) {
             return Err(format!(
                 "the diffs {diffs:?} do not lead from one to the next of {gids:?}"

@@ -280,6 +280,9 @@ impl Run {
         self.note("verify", "");
         let fs = self.fs.clone();
         let mounted = !self.process().mounts.is_empty();
+        // Longer than what is needless waits.
+        self.now_s += 60;
+        self.simulation.set_unix_seconds(self.now_s);
         let process = self.process();
         process.block_on(async {
             process.verify().await?;

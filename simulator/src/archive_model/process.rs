@@ -9,7 +9,10 @@ use crate::life::Life;
 use crate::net::Net;
 use archive_server::{BackendChoice, Inside, Loaded, Server, Settings, World};
 use proto::v1::archive_client::ArchiveClient;
-use proto::v1::{ArchiveVolume, Operation, OperationStatus, RestorableRequest, VolumeRef};
+use proto::v1::{
+    ArchiveVolume, DiffEntry, Operation, OperationStatus, RestorableRequest, VolumeRef,
+};
+use server_kit::pages;
 use server_kit::shutdown::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +27,8 @@ pub(super) const DIR: &str = "/a0/vol";
 const OPEN_WDIFFS: usize = 3;
 /// Wdiffs that the index takes in at a time: few, so that it has several runs.
 const INDEX_BATCH: usize = 4;
+/// What is needless waits for some steps.
+const GRACE: Duration = Duration::from_secs(15);
 /// Simulated time between two looks at what goes on.
 const LOOK: Duration = Duration::from_millis(1);
 /// Looks until what goes on is stuck: a minute and a half of simulated time.
@@ -52,6 +57,7 @@ fn server(world: World) -> Server {
     let settings = Settings {
         max_open: OPEN_WDIFFS,
         index_batch: INDEX_BATCH,
+        grace: GRACE,
         silence: Duration::from_secs(10),
         upkeep_pause: Duration::from_secs(1),
         ..Settings::default()
@@ -145,16 +151,17 @@ impl Process {
     /// The snapshots that the archive lists.
     pub(super) async fn list(&self) -> Result<Vec<Line>, String> {
         let request = RestorableRequest { volume: VOLUME.into(), all: true };
-        let listed = self.client.clone().list_restorable(request).await;
-        let listed = listed.map_err(|s| said(&s))?.into_inner().snapshots;
-        Ok(listed.into_iter().map(|s| (s.gid, s.timestamp_s, s.explicit_snapshot)).collect())
+        let listed = self.client.clone().list_restorable(request).await.map_err(|s| said(&s))?;
+        let listed = pages::all(listed.into_inner()).await.map_err(|s| said(&s))?;
+        let listed = listed.into_iter().flat_map(|page| page.snapshots);
+        Ok(listed.map(|s| (s.gid, s.timestamp_s, s.explicit_snapshot)).collect())
     }
 
-    /// Where the diffs of the catalogue begin and end.
-    pub(super) async fn diffs(&self) -> Result<Vec<(u64, u64)>, String> {
+    /// The diffs of the catalogue.
+    pub(super) async fn diffs(&self) -> Result<Vec<DiffEntry>, String> {
         let listed = self.client.clone().list_diffs(volume()).await.map_err(|s| said(&s))?;
-        let diffs = listed.into_inner().diffs.into_iter().filter_map(|entry| entry.diff);
-        Ok(diffs.filter_map(|d| Some((d.begin?.gid_begin, d.end?.gid_begin))).collect())
+        let listed = pages::all(listed.into_inner()).await.map_err(|s| said(&s))?;
+        Ok(listed.into_iter().flat_map(|page| page.diffs).collect())
     }
 
     /// Opens a snapshot as mounts and drills do.

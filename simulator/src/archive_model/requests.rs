@@ -11,6 +11,7 @@ use proto::v1::{
     ResizeRequest, RestoreRequest, Retention, SetExplicitRequest, SetRetentionRequest, SnapshotRef,
     StopMode, StopRequest, VerifyRequest, WdiffResult, WdiffTransferRequest,
 };
+use server_kit::pages;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
@@ -99,7 +100,8 @@ impl Process {
     }
 
     pub(super) async fn gc(&self) -> Answer<()> {
-        self.client.clone().gc(volume()).await.map(drop).map_err(refused)
+        let removed = self.client.clone().gc(volume()).await.map_err(refused)?;
+        pages::all(removed.into_inner()).await.map(drop).map_err(refused)
     }
 
     pub(super) async fn begin_restore(&self, gid: u64) -> Answer<Operation> {
@@ -168,9 +170,8 @@ impl Process {
     /// Waits until only the wdiffs that are listed are there, and nothing half-made.
     pub(super) async fn until_tidy(&self, fs: &Fs) -> Answer<()> {
         let tidy = || async {
-            let listed = self.client.clone().list_diffs(volume()).await.map_err(refused)?;
-            let listed = listed.into_inner().diffs.into_iter().map(|d| d.file);
-            let wanted: BTreeSet<String> = listed.collect();
+            let wanted: BTreeSet<String> =
+                self.diffs().await?.into_iter().map(|d| d.file).collect();
             let names = fs.names(Path::new(super::process::DIR)).map_err(|e| e.to_string())?;
             let is_needless = |name: &String| name.contains(".wdiff") || name.ends_with(".tmp");
             let found: BTreeSet<String> = names.into_iter().filter(is_needless).collect();
