@@ -155,24 +155,23 @@ impl Load {
         eprintln!("beside each other: {:?}", self.beside.lock());
     }
 
-    /// Everything has happened so often, and beside what must not be in its way.
-    pub fn was_busy(&self, each: u64) {
+    /// What has not happened so often, or not beside what must not be in its way.
+    pub fn missing(&self, each: u64) -> Option<String> {
         use Kind::{Apply, Drill, Keep, Merge, Mount, Receive, Replicate, Restore, Retention};
-        let done = self.done.lock();
+        let (done, beside) = (self.done.lock(), self.beside.lock());
         let here = [Merge, Apply, Retention, Restore, Mount, Drill, Keep];
         let wanted = here.into_iter().flat_map(|kind| [(0, kind), (1, kind)]);
-        for key in wanted.chain([(0, Receive), (0, Replicate)]) {
-            let count = done.get(&key).copied().unwrap_or(0);
-            assert!(count >= each, "{key:?}: {count} times only");
+        let mut wanted = wanted.chain([(0, Receive), (0, Replicate)]);
+        let count = |key: &(usize, Kind)| done.get(key).copied().unwrap_or(0);
+        if let Some(key) = wanted.find(|key| count(key) < each) {
+            return Some(format!("{key:?}: {} times only", count(&key)));
         }
-        let beside = self.beside.lock();
         let pairs = [Mount, Restore].into_iter().flat_map(|reader| {
             [Receive, Merge, Apply, Retention, Replicate].map(|writer| (reader, writer))
         });
         let others = [(Replicate, Receive), (Merge, Receive), (Apply, Receive), (Replicate, Mount)];
-        for pair in pairs.chain(others) {
-            assert!(beside.contains_key(&pair), "{pair:?}: never beside each other");
-        }
+        let alone = pairs.chain(others).find(|pair| !beside.contains_key(pair));
+        alone.map(|pair| format!("{pair:?}: never beside each other"))
     }
 
     /// A full backup at the first archive, some wdiffs, and a replica at the second one.
