@@ -106,7 +106,6 @@ pub(super) fn transfer(name: Name, file: &[u8], blocks: usize) -> Vec<WdiffTrans
         log_uuid: Bytes::copy_from_slice(&LOG.0),
         size_lb: blocks as u64,
         diff: Some(diff),
-        ..WdiffStart::default()
     };
     let end = Step::End(WdiffEnd { total_bytes: file.len() as u64 });
     let chunk = |data| Step::Chunk(chunks::encode(Bytes::copy_from_slice(data)));

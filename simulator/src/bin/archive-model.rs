@@ -60,10 +60,10 @@ fn many(operations: u64, seed: u64) -> bool {
     match done {
         Ok(counts) => {
             for (what, count) in counts {
-                println!("{count:>10} {what}");
+                eprintln!("{count:>10} {what}");
             }
             let each = operations as f64 / seconds;
-            println!("{operations} operations in {seconds:.0} s, {each:.0} each second, all well");
+            eprintln!("{operations} operations in {seconds:.0} s, {each:.0} each second, all well");
             true
         }
         Err(why) => {
