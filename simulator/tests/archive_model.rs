@@ -32,7 +32,7 @@ fn ten_thousand_operations_against_the_model() {
     for what in ["hash backup", "set explicit", "drill", "resize", "killed in the middle"] {
         assert!(count(what) > 50, "{what}: {counts:?}");
     }
-    assert!(count("(images compared)") > 50_000, "{counts:?}");
+    assert!(count("(images compared)") > 30_000, "{counts:?}");
 }
 
 fn is_found(defect: Defect) {

@@ -42,6 +42,9 @@ const KILLED_BEHIND: u32 = 10;
 /// Changes to files that an operation may make before it is.
 const CHANGES_MAX: u32 = 32;
 
+/// The same of a start.
+const CHANGES_AT_START: u32 = 8;
+
 /// What was done, and how often.
 type Counts = BTreeMap<String, u64>;
 
@@ -148,7 +151,7 @@ impl Run {
             // It may die again while it comes up.
             let again =
                 attempt < 3 && self.history.lines().len() > 1 && self.rng.random_ratio(1, 6);
-            let changes = again.then(|| self.rng.random_range(0..CHANGES_MAX));
+            let changes = again.then(|| self.rng.random_range(0..CHANGES_AT_START));
             self.fs.die_in(changes);
             self.process = Process::start(&self.fs, &self.defects)?;
             let Some(process) = &self.process else {
