@@ -75,22 +75,8 @@ fn flip(path: &Path) {
     std::fs::write(path, data).unwrap();
 }
 
-/// Two archives that got the same wdiffs, all of which may be merged.
 async fn siblings(device: &Device) -> Pair {
-    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let (source, target) = (Archive::start(&dirs[0]), Archive::start(&dirs[1]));
-    let mut pair = Pair::with(dirs, source, target, &Device::new(4096, 17)).await;
-    let plain = ReplicateRequest::default();
-    assert_eq!(pair.replicate(plain).await.status(), OperationStatus::Done);
-    for gid in 1..=device.gid() {
-        for client in [&mut pair.from, &mut pair.to] {
-            let diff = proto::v1::DiffMeta { mergeable: true, ..common::meta(gid - 1, gid) };
-            let start = common::start_of(diff, device.size_lb());
-            let sent = common::messages(start, &device.wdiff(gid), 3000);
-            assert_eq!(client.send(sent).await.unwrap().result(), proto::v1::WdiffResult::Stored);
-        }
-    }
-    pair
+    Pair::siblings(&self::device(0), device).await
 }
 
 type Gids = &'static [(u64, u64)];

@@ -213,9 +213,44 @@ impl Collected {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::LogIdentity;
+    use std::time::Duration;
+    use wlog_format::ring::Ring;
+    use wlog_format::units::{BlockSize, LogUuid, Pb, Salt};
 
     fn data(byte: u8, blocks: usize) -> Payload {
         Payload::Data(Bytes::from(vec![byte; blocks * 512]))
+    }
+
+    /// So many permanent blocks of 4 KiB that are not on the data device.
+    fn gathering(blocks: u64) -> State {
+        let ring = Ring::new(BlockSize::B4096, Pb(8), Pb(4096)).unwrap();
+        let log = LogIdentity { epoch: 0, uuid: LogUuid([7; 16]), salt: Salt(1), ring };
+        let mut positions = Positions::settled(Lsid(0), Lsid(0));
+        let to = Lsid(blocks);
+        positions.set(|p| (p.permanent, p.flush, p.completed, p.latest) = (to, to, to, to));
+        State::new(positions, log, Lb(1 << 20), false)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn permanent_writes_gather_for_5_ms_or_1_mib_unless_somebody_waits() {
+        let (now, later) = (Instant::now(), Duration::from_millis(5));
+        let at = |state: &State| next_batch(state).map(|at| at - now);
+        assert_eq!(at(&gathering(0)), None, "there is nothing to write");
+        let mut little = gathering(255);
+        little.data.since = Some(now);
+        assert_eq!(at(&little), Some(later));
+        tokio::time::advance(Duration::from_millis(2)).await;
+        assert_eq!(at(&little), Some(later), "it counts from the first");
+        let soon = Some(Duration::from_millis(2));
+        let mut much = gathering(256);
+        much.data.since = Some(now);
+        assert_eq!(at(&much), soon);
+        little.data.urgent = true;
+        assert_eq!(at(&little), soon, "somebody waits for the data");
+        little.data.urgent = false;
+        little.flush.writers_waiting = 1;
+        assert_eq!(at(&little), soon, "somebody waits for memory");
     }
 
     #[test]

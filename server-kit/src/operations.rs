@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -231,15 +232,18 @@ impl Operations {
     ) -> Result<impl Stream<Item = Operation> + Send + 'static, RoleError> {
         let mut receiver = self.find(id)?.operation.subscribe();
         receiver.mark_changed();
-        Ok(stream::unfold(Some(receiver), |receiver| async move {
-            let mut receiver = receiver?;
+        Ok(stream::unfold(Some((receiver, None)), |state| async move {
+            let (mut receiver, told): (watch::Receiver<Operation>, Option<Instant>) = state?;
             receiver.changed().await.ok()?;
-            let operation = receiver.borrow_and_update().clone();
-            if operation.status() != OperationStatus::Running {
-                return Some((operation, None));
+            let is_over = |o: &Operation| o.status() != OperationStatus::Running;
+            if let Some(told) = told {
+                // The end is told at once.
+                let over = async { receiver.wait_for(is_over).await.map(drop) };
+                let _ = tokio::time::timeout_at(told + WATCH_PAUSE, over).await;
             }
-            tokio::time::sleep(WATCH_PAUSE).await;
-            Some((operation, Some(receiver)))
+            let operation = receiver.borrow_and_update().clone();
+            let next = (!is_over(&operation)).then(|| (receiver, Some(Instant::now())));
+            Some((operation, next))
         }))
     }
 
@@ -264,5 +268,30 @@ impl Operations {
         if tokio::time::timeout(FORCED_GRACE, self.0.tasks.wait()).await.is_err() {
             tracing::warn!("operations go on although they were cancelled; leaving them");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::StreamExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_an_operation_is_told_at_once_and_progress_now_and_then() {
+        let (operations, begun) = (Operations::new(), Instant::now());
+        let started = operations.start("test", "v", |handle: OperationHandle| async move {
+            for _ in 0..45 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                handle.advance(1);
+            }
+            Ok(Outcome::default())
+        });
+        let reports = operations.watch(&started.id).unwrap();
+        let told = reports.map(|o| (begun.elapsed().as_millis(), o.done_bytes, o.status()));
+        let told: Vec<_> = told.collect().await;
+        let ends: Vec<_> = told.iter().map(|(at, _, _)| *at).collect();
+        assert_eq!(ends, [0, 200, 400, 450], "{told:?}");
+        let last = told.last().unwrap();
+        assert_eq!((last.1, last.2), (45, OperationStatus::Done));
     }
 }

@@ -89,6 +89,49 @@ fn survives(test: &str, filesystem: &Filesystem) {
     drop(mount);
 }
 
+/// Reads through a mount checked by qemu-img compare, nbdcopy and a loop-mounted filesystem.
+#[test]
+fn others_read_through_a_mount_what_a_restore_has() {
+    let test = "others_read_through_a_mount_what_a_restore_has";
+    let programs = ["nbdfuse", "nbdcopy", "qemu-img", EXT4.mkfs[0]];
+    if !have_loop_devices(test) || !have_programs(test, &programs) {
+        return;
+    }
+    let layout = Layout { data_bytes: size("64M"), log_bytes: size("64M"), ..Layout::default() };
+    let cluster = Cluster::start(layout).unwrap();
+    let device = KernelDevice::attach(&cluster.nbd_uri("vol0")).unwrap();
+    run(EXT4.mkfs[0], &[&EXT4.mkfs[1..], &[device.path()]].concat()).unwrap();
+    let mount = Mount::new(device.path(), EXT4.mount).unwrap();
+    fill(mount.path(), 0);
+    cluster.full_backup("vol0").unwrap();
+    fill(mount.path(), 0x55);
+    run("sync", &["-f", &mount.path().to_string_lossy()]).unwrap();
+    let expected = contents(mount.path());
+    let gid = cluster.snapshot("vol0").unwrap();
+    fill(mount.path(), 0xaa);
+    run("sync", &["-f", &mount.path().to_string_lossy()]).unwrap();
+    // What comes later is not seen through it.
+    cluster.snapshot("vol0").unwrap();
+
+    let image = cluster.restore("a0", "vol0", gid).unwrap();
+    let restored = image.to_string_lossy();
+    let uri = cluster.vol().walbc(&format!("mount a0 VOL {gid}")).unwrap();
+    let same = run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &restored, uri.trim()]);
+    assert!(same.unwrap().contains("identical"));
+    let copy = cluster.path("copy.img");
+    run("nbdcopy", &[uri.trim(), &copy.to_string_lossy()]).unwrap();
+    assert!(std::fs::read(&copy).unwrap() == std::fs::read(&image).unwrap(), "nbdcopy differs");
+    // The journal is replayed, so the kernel has to write.
+    let uri = cluster.vol().walbc(&format!("mount a0 VOL {gid} --writable")).unwrap();
+    let looped = KernelDevice::attach(uri.trim()).unwrap();
+    let through = Mount::new(looped.path(), EXT4.mount).unwrap();
+    assert!(contents(through.path()) == expected, "contents differ");
+    drop(through);
+    run(EXT4.check[0], &[&EXT4.check[1..], &[looped.path()]].concat()).unwrap();
+    drop(looped);
+    drop(mount);
+}
+
 #[test]
 fn ext4_on_a_protected_volume_is_restored_clean() {
     survives("ext4_on_a_protected_volume_is_restored_clean", &EXT4);

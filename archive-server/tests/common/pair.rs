@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use super::{Answer, Archive, Client, Device, VOLUME, same};
-use proto::v1::{Operation, OperationStatus, Peer, ReplicateRequest, Restorable};
+use proto::v1::{
+    DiffMeta, Operation, OperationStatus, Peer, ReplicateRequest, Restorable, WdiffResult,
+};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -95,6 +97,23 @@ impl Pair {
         to.init().await;
         let wire = Wire::to(&target, &dirs[1]);
         Self { dirs, source, target, wire, from, to }
+    }
+
+    /// Two archives of one lineage that got the same wdiffs, all of which may be merged; `empty` is
+    /// what `device` was at first.
+    pub async fn siblings(empty: &Device, device: &Device) -> Self {
+        let mut pair = Self::of(empty).await;
+        let done = pair.replicate(ReplicateRequest::default()).await;
+        assert_eq!(done.status(), OperationStatus::Done, "{done:?}");
+        for gid in 1..=device.gid() {
+            for client in [&mut pair.from, &mut pair.to] {
+                let diff = DiffMeta { mergeable: true, ..super::meta(gid - 1, gid) };
+                let start = super::start_of(diff, device.size_lb());
+                let sent = super::messages(start, &device.wdiff(gid), 3000);
+                assert_eq!(client.send(sent).await.unwrap().result(), WdiffResult::Stored);
+            }
+        }
+        pair
     }
 
     pub async fn start(&mut self, change: ReplicateRequest) -> Answer<Operation> {

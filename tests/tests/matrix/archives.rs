@@ -226,6 +226,17 @@ const N8: Row = Row::new("N8", || {
     Ok(cluster)
 });
 
+/// The primary finds its state gone when it starts; what is written meanwhile waits.
+const N9: Row = Row::new("N9", || {
+    let mut cluster = group()?;
+    cluster.vol().gid("snapshot s0 VOL --wait a0")?;
+    cluster.kill("a0")?;
+    std::fs::remove_file(cluster.path("a0/vol0/state"))?;
+    cluster.start_all()?;
+    cluster.vol().write(0, 0, 20)?;
+    Ok(cluster)
+});
+
 matrix! {
     matrix_f10_1_a_secondary_that_lost_its_data: F10_1.by_fix;
     matrix_f10_2_a_primary_that_lost_its_data_is_followed_by_its_heir: F10_2.by_fix;
@@ -238,6 +249,8 @@ matrix! {
     matrix_g10_a_restore_that_was_killed: G10.told_afterwards;
     matrix_n8_a_wdiff_that_is_damaged: N8.by_fix;
     matrix_page_n8: N8.by_page;
+    matrix_n9_a_state_that_is_lost: N9.by_fix;
+    matrix_page_n9: N9.by_page;
     matrix_page_f10_1: F10_1.by_page;
     matrix_page_f10_2: F10_2.by_page;
     matrix_page_f10_3: F10_3.by_page;

@@ -26,7 +26,7 @@ const SUPERSEDES: &[(Row, &[Row])] = &[
     (Row::F9a, &[Row::F9b, Row::G12]),
     (Row::F2, &[Row::F9a]),
     (Row::N6, &[Row::N2, Row::F5, Row::N11]),
-    (Row::N9, &[Row::F5]),
+    (Row::N9, &[Row::F5, Row::F9a, Row::G12]),
     (Row::N2, &[Row::N11]),
     (Row::N8, &[Row::N11]),
     (Row::N12, &[Row::F5, Row::N11]),
