@@ -1,4 +1,5 @@
-//! Conversion, merge, redo and virtual image: uncompressed input bytes per second.
+//! Conversion, merge, redo and virtual image: uncompressed input bytes per second; and what they
+//! rest on: the codec pool, the index of an indexed wdiff.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -9,15 +10,20 @@
 
 use std::io::{Read, Write};
 
-use benches::{LogShape, Payload, input_bytes};
+use benches::{LogShape, Payload, input_bytes, payloads};
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use wdiff_format::codec::Codec;
+use wdiff_format::compression::Compression;
 use wdiff_format::convert::{LogRecords, convert};
 use wdiff_format::header::FileType;
 use wdiff_format::indexed_reader::IndexedReader;
+use wdiff_format::indexed_writer::IndexedWriter;
 use wdiff_format::io_at::WriteAt;
 use wdiff_format::merge::Merger;
 use wdiff_format::open::Records;
+use wdiff_format::pool::CodecPool;
+use wdiff_format::record::{self, DiffRecord};
 use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo};
 use wdiff_format::sorted_reader::SortedReader;
 use wdiff_format::split::MaxIo;
@@ -149,6 +155,60 @@ fn apply(c: &mut Criterion) {
     group.finish();
 }
 
+/// Records of a log, as they come.
+fn records(payload: Payload) -> Vec<DiffRecord> {
+    let pieces = payloads(payload, 16 << 10, input_bytes() >> 14);
+    let blocks = Lb::from_bytes(DEVICE_BYTES).0 / 32;
+    let place = |n: u64| Lb(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % blocks * 32);
+    (0..).zip(pieces).map(|(n, piece)| DiffRecord::from_raw(place(n), piece).unwrap()).collect()
+}
+
+fn codec_pool(c: &mut Criterion) {
+    let mut group = c.benchmark_group("codec pool");
+    group.throughput(Throughput::Bytes(input_bytes() as u64));
+    let records = records(Payload::Semi);
+    for threads in [1, threads()] {
+        for compression in ["snappy", "lz4", "zstd"] {
+            let compression = compression.parse().unwrap();
+            let encode = || {
+                let input = records.iter().cloned().map(Ok);
+                CodecPool::new(input, |codec, record| record.encode(codec), compression, threads)
+            };
+            group.bench_function(format!("compress {compression}, {threads} threads"), |b| {
+                b.iter(|| encode().for_each(|record| drop(record.unwrap())));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// Records without data, so that the index alone is measured.
+fn index_insert(c: &mut Criterion) {
+    const COUNT: u64 = 20_000;
+    let mut group = c.benchmark_group("index insert");
+    group.throughput(Throughput::Elements(COUNT));
+    let mut codec = Codec::new(Compression::NONE);
+    let mut encoded = |n: u64, blocks: u32| {
+        let slots = Lb::from_bytes(DEVICE_BYTES).0 / 8;
+        let address = Lb(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % slots * 8);
+        let record = DiffRecord { address, blocks, payload: record::Payload::AllZero };
+        record.encode(&mut codec).unwrap()
+    };
+    for (name, blocks) in [("4K", 8), ("64K, over each other", 128)] {
+        let records: Vec<_> = (0..COUNT).map(|n| encoded(n, blocks)).collect();
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let max_io = MaxIo::default();
+                let mut writer =
+                    IndexedWriter::new(std::io::sink(), LogUuid::ZERO, max_io).unwrap();
+                records.iter().for_each(|record| writer.add(record).unwrap());
+                writer.finish().unwrap()
+            });
+        });
+    }
+    group.finish();
+}
+
 fn virtual_image(c: &mut Criterion) {
     let mut group = c.benchmark_group("virtual image");
     let size = (4 * input_bytes()) as u64;
@@ -180,6 +240,6 @@ fn virtual_image(c: &mut Criterion) {
 criterion_group! {
     name = wdiff;
     config = Criterion::default().sample_size(10);
-    targets = conversion, merge, apply, virtual_image
+    targets = codec_pool, index_insert, conversion, merge, apply, virtual_image
 }
 criterion_main!(wdiff);
