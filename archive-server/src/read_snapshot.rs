@@ -7,7 +7,7 @@ use crate::view::{self, View};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use proto::v1::{ReadSnapshotRequest, SnapshotBulk};
 use server_kit::error::RoleError;
-use server_kit::packing;
+use server_kit::packing::{self, Way};
 use server_kit::scan::{self, Bulk, Bulks, Content};
 use std::sync::Arc;
 use tonic::Status;
@@ -55,7 +55,7 @@ async fn message(bulk: Bulk, size_bytes: u64) -> Result<SnapshotBulk, RoleError>
     let offset_bytes = bulk.offset;
     let (chunk, zeros_bytes) = match bulk.content {
         Content::Zeros(len) => (None, len),
-        Content::Data(data) => (Some(packing::pack(data).chunk().await?), 0),
+        Content::Data(data) => (Some(packing::pack(data, Way::Compressed).chunk().await?), 0),
     };
     Ok(SnapshotBulk { offset_bytes, chunk, zeros_bytes, size_bytes })
 }

@@ -25,7 +25,7 @@ use proto::v1::{
 };
 use server_kit::chunks::{self, bridge};
 use server_kit::net::{self, Connector, Endpoint, RealConnector};
-use server_kit::packing;
+use server_kit::packing::{Packing, Way, pack};
 use server_kit::shutdown::Shutdown;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -188,8 +188,8 @@ fn grpc(c: &mut Criterion) {
         group.bench_function(format!("pack {payload:?}"), |b| {
             b.iter(|| {
                 runtime.block_on(async {
-                    let packing: Vec<_> = pieces.iter().cloned().map(packing::pack).collect();
-                    join_all(packing.into_iter().map(packing::Packing::chunk)).await
+                    let packing: Vec<_> = pieces.iter().cloned().map(|piece| pack(piece, Way::Compressed)).collect();
+                    join_all(packing.into_iter().map(Packing::chunk)).await
                 })
             });
         });

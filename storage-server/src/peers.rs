@@ -17,6 +17,7 @@ use server_kit::blocking;
 use server_kit::durable::{DurableDir, StateFile};
 use server_kit::error::RoleError;
 use server_kit::net::{Connector, Endpoint};
+use server_kit::packing::Way;
 use server_kit::volume_name::ServerId;
 use tokio::sync::{Mutex, watch};
 use tonic::transport::Channel;
@@ -121,6 +122,12 @@ impl Primary {
     #[must_use]
     pub fn host(&self) -> HostClient<Channel> {
         HostClient::new(self.channel.clone())
+    }
+
+    /// How data travels to it.
+    #[must_use]
+    pub fn way(&self) -> Way {
+        Way::to(&self.peer.address)
     }
 
     /// Where it is.

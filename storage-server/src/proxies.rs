@@ -13,6 +13,7 @@ use proto::v1::host_client::HostClient;
 use proto::v1::proxy_client::ProxyClient;
 use proto::v1::{Empty, Role};
 use server_kit::net::{Connector, Endpoint};
+use server_kit::packing::Way;
 use server_kit::retry::Backoff;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -29,6 +30,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Proxy {
     /// Its address, which is also its name in messages.
     pub address: String,
+    /// How data travels to it.
+    pub way: Way,
     channel: Channel,
     is_down: AtomicBool,
     /// It took a transfer and did nothing with it: it is passed over for a while, though it
@@ -64,6 +67,7 @@ impl ProxySet {
         let proxy = |endpoint: &Endpoint| {
             Arc::new(Proxy {
                 address: endpoint.to_string(),
+                way: Way::to(endpoint),
                 channel: connector.channel(endpoint),
                 is_down: AtomicBool::new(false),
                 avoided_until: Mutex::default(),

@@ -172,7 +172,7 @@ impl Shipper {
         let silent = |address| refusal(address, Reason::Unreachable, "does not answer".to_owned());
         let mut refusals: Vec<_> = down.iter().map(|proxy| silent(&proxy.address)).collect();
         for proxy in candidates {
-            match transfer.send(&proxy.address, proxy.client()).await {
+            match transfer.send(&proxy).await {
                 Ok((done, store)) => {
                     self.volume.acknowledged(done, &proxy.address, &store).await?;
                     self.volume.progress.sent(&proxy.address);

@@ -10,16 +10,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::convert::uuid_bytes;
-use proto::v1::proxy_client::ProxyClient;
 use proto::v1::wlog_transfer_request::Step;
 use proto::v1::{WlogEnd, WlogStart, WlogTransferReply, WlogTransferRequest};
 use server_kit::error::RoleError;
-use server_kit::packing::{self, Packing};
+use server_kit::packing::{self, Packing, Way};
 use server_kit::volume_name::VolumeName;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 use wlog_format::units::{Lb, Pb};
 
@@ -27,6 +25,7 @@ use crate::budget::Budget;
 use crate::log::Log;
 use crate::marks::Mark;
 use crate::plan::Plan;
+use crate::proxies::Proxy;
 use crate::reader::PackReader;
 
 /// Messages between the reader and the connection: enough that neither waits for the other.
@@ -94,19 +93,19 @@ impl Transfer {
     /// [`TransferError`]. The proxy may have stored the wdiff all the same.
     pub async fn send(
         &self,
-        proxy: &str,
-        mut client: ProxyClient<Channel>,
+        proxy: &Proxy,
     ) -> Result<(Mark, Bytes), TransferError> {
         let (messages, receiver) = mpsc::channel(QUEUE);
+        let (mut client, address) = (proxy.client(), &*proxy.address);
         let call = client.wlog_transfer(ReceiverStream::new(receiver));
         let waiting = Waiting::default();
-        let produce = self.produce(messages, &waiting);
-        let exchange = self.exchange(proxy, call, produce, &waiting);
+        let produce = self.produce(messages, proxy.way, &waiting);
+        let exchange = self.exchange(address, call, produce, &waiting);
         tokio::select! {
             exchanged = exchange => exchanged,
             () = waiting.too_long(self.patience) => {
                 let why = format!("it does nothing for {:?}", self.patience);
-                Err(TransferError::Stalled(RoleError::unreachable(proxy, why)))
+                Err(TransferError::Stalled(RoleError::unreachable(address, why)))
             }
         }
     }
@@ -140,6 +139,7 @@ impl Transfer {
     async fn produce(
         &self,
         messages: mpsc::Sender<WlogTransferRequest>,
+        way: Way,
         waiting: &Waiting,
     ) -> Result<Option<Mark>, RoleError> {
         let messages = Messages { queue: messages, waiting };
@@ -152,7 +152,7 @@ impl Transfer {
         let mut packing = VecDeque::new();
         let parallel = server_kit::blocking::parallelism();
         while let Some(piece) = reader.next().await? {
-            packing.push_back(packing::pack(piece));
+            packing.push_back(packing::pack(piece, way));
             if packing.len() > parallel && !send_first(&messages, &mut packing).await? {
                 return Ok(None);
             }

@@ -25,6 +25,7 @@ pub(crate) use send::Output;
 use server_kit::error::{Reason, RoleError};
 use server_kit::net::Endpoint;
 use server_kit::operations::{OperationHandle, Outcome};
+use server_kit::packing::Way;
 use server_kit::retry::Backoff;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,7 @@ struct Replication {
     handle: OperationHandle,
     peer: String,
     client: ArchiveClient<Channel>,
+    way: Way,
     goal: Goal,
     resync: bool,
     dont_merge: bool,
@@ -100,6 +102,7 @@ where
                 handle,
                 peer: to.id,
                 client,
+                way: Way::to(&address),
                 goal,
                 resync: request.resync,
                 dont_merge: request.dont_merge,

@@ -66,7 +66,8 @@ impl Replication {
             };
             put(FullStep::Start(start)).await?;
             let bulks = scan::bulks(device, reply.start_bytes, size.bytes(), CELL_BYTES);
-            let mut packed = scan::packed(scan::paced(bulks, self.scan_bytes_per_s));
+            let bulks = scan::paced(bulks, self.scan_bytes_per_s);
+            let mut packed = scan::packed(bulks, self.way);
             while let Some((len, bulk)) = packed.try_next().await? {
                 put(FullStep::Bulk(bulk)).await?;
                 self.handle.advance(len);

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::error::RoleError;
-use crate::packing;
+use crate::packing::{self, Way};
 use block_io::device::BlockDevice;
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
@@ -105,21 +105,22 @@ pub fn bulks(device: Arc<dyn BlockDevice>, start: u64, end: u64, bulk_bytes: u64
     Box::pin(flat.map_ok(read).try_buffered(DEPTH))
 }
 
-/// Bulks as the messages of a full sync, each with how much of the device it is; compressed by all
-/// cores, in order.
+/// Bulks as the messages of a full sync, each with how much of the device it is; made by all cores,
+/// in order.
 pub fn packed(
     bulks: Bulks,
+    way: Way,
 ) -> impl Stream<Item = Result<(u64, FullSyncBulk), RoleError>> + Send + Unpin {
     let parallel = crate::blocking::parallelism();
-    Box::pin(bulks.map_ok(message).try_buffered(parallel))
+    Box::pin(bulks.map_ok(move |bulk| message(bulk, way)).try_buffered(parallel))
 }
 
-async fn message(bulk: Bulk) -> Result<(u64, FullSyncBulk), RoleError> {
+async fn message(bulk: Bulk, way: Way) -> Result<(u64, FullSyncBulk), RoleError> {
     let (len, offset_bytes) = (bulk.len(), bulk.offset);
     let message = match bulk.content {
         Content::Zeros(zeros_bytes) => FullSyncBulk { offset_bytes, chunk: None, zeros_bytes },
         Content::Data(data) => {
-            let chunk = Some(packing::pack(data).chunk().await?);
+            let chunk = Some(packing::pack(data, way).chunk().await?);
             FullSyncBulk { offset_bytes, chunk, zeros_bytes: 0 }
         }
     };

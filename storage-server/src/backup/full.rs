@@ -212,7 +212,8 @@ impl FullBackup {
             return Ok(None);
         }
         let bulks = scan::bulks(data, agreed.start_bytes, size, self.options.bulk_bytes);
-        let mut packed = scan::packed(scan::paced(bulks, self.options.scan_bytes_per_s));
+        let bulks = scan::paced(bulks, self.options.scan_bytes_per_s);
+        let mut packed = scan::packed(bulks, self.job.primary.way());
         while let Some((len, bulk)) = packed.try_next().await? {
             if !put(&messages, Step::Bulk(bulk)).await {
                 return Ok(None);
