@@ -188,7 +188,8 @@ fn grpc(c: &mut Criterion) {
         group.bench_function(format!("pack {payload:?}"), |b| {
             b.iter(|| {
                 runtime.block_on(async {
-                    let packing: Vec<_> = pieces.iter().cloned().map(|piece| pack(piece, Way::Compressed)).collect();
+                    let packing: Vec<_> =
+                        pieces.iter().cloned().map(|piece| pack(piece, Way::Compressed)).collect();
                     join_all(packing.into_iter().map(Packing::chunk)).await
                 })
             });

@@ -91,10 +91,7 @@ impl Transfer {
     ///
     /// # Errors
     /// [`TransferError`]. The proxy may have stored the wdiff all the same.
-    pub async fn send(
-        &self,
-        proxy: &Proxy,
-    ) -> Result<(Mark, Bytes), TransferError> {
+    pub async fn send(&self, proxy: &Proxy) -> Result<(Mark, Bytes), TransferError> {
         let (messages, receiver) = mpsc::channel(QUEUE);
         let (mut client, address) = (proxy.client(), &*proxy.address);
         let call = client.wlog_transfer(ReceiverStream::new(receiver));
