@@ -35,7 +35,7 @@ fn full_header(ring: Ring) -> PackHeader {
     let mut builder = PackBuilder::new(Lsid(7), ring, SALT, Pb(4096));
     let mut address = Lb(0);
     while let Add::Added(_) = builder.try_add_write(address, Lb(8), 0x1234_5678) {
-        address = address + Lb(16);
+        address += Lb(16);
     }
     builder.finish().unwrap()
 }
