@@ -1,5 +1,5 @@
-//! An archive as a process: its volumes are loaded, then it is served. What drives an archive inside
-//! of its own process (the simulator) stops in between, and reaches it without a network.
+//! An archive as a process: its volumes are loaded, then it is served. What drives an archive in
+//! its own process (the simulator) stops in between, and reaches it without a network.
 
 use crate::archive::{Archive, Settings};
 use crate::backend::BackendChoice;

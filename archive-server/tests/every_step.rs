@@ -1,6 +1,6 @@
 //! Killed before any step to the disk of a hash backup, a replication, a resize, a verification, a
-//! repair or a rebuild, an archive has either what it had or what it was given, and the next attempt
-//! goes on from there.
+//! repair or a rebuild, an archive has either what it had or what it was given, and the next
+//! attempt goes on from there.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
