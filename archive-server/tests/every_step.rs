@@ -339,7 +339,7 @@ async fn a_rebuild_is_done_or_not() {
                 client.archive.rebuild(again).await.unwrap();
             }
             let now = client.get().await;
-            let base = |v: &proto::v1::ArchiveVolume| v.base.clone().map(|base| base.begin);
+            let base = |v: &proto::v1::ArchiveVolume| v.base.map(|base| base.begin);
             assert_eq!((base(&now), now.latest), (base(&before), before.latest), "{what}");
             assert_eq!(now.archive_uuid, before.archive_uuid, "{what}");
             assert!(!now.rebuilt.is_empty(), "{what}: it is not proved");
