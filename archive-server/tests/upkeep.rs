@@ -330,6 +330,80 @@ async fn a_schedule_replicates_until_it_is_dropped() {
     assert_eq!(reason(&twice), Reason::BadRequest);
 }
 
+/// The history of `a_history_thins_out_by_itself_and_goes_on_after_a_kill`, with limits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn merges_and_applies_come_no_sooner_and_no_larger_than_asked() {
+    let limited = |change: fn(&mut Retention)| {
+        let mut retention = policy("all 100s, every 1m 240s").unwrap();
+        change(&mut retention);
+        Some(retention)
+    };
+    let kept = |coarse: &[u64], all: std::ops::RangeInclusive<u64>| -> Vec<u64> {
+        coarse.iter().copied().chain(all).collect()
+    };
+    let merges_wait: fn(&mut Retention) = |r| r.merge_every_s = 1000;
+    let applies_wait: fn(&mut Retention) = |r| r.apply_every_s = 1000;
+    for (change, later) in
+        [(merges_wait, kept(&[9], 15..=36)), (applies_wait, kept(&[6, 9, 15], 21..=36))]
+    {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), Clock::at(30));
+        let mut device = device(30);
+        let archive = start(&dir, &clock);
+        let mut client = filled(&archive, &device).await;
+        // Both would do, but no wdiff is that small.
+        set(&mut client, limited(|r| r.merge_max_bytes = 1)).await;
+        until_gids(&client, &kept(&[], 6..=30)).await;
+        // The first time comes at once. The apply has had its own.
+        set(&mut client, limited(change)).await;
+        until_gids(&client, &kept(&[6, 9], 15..=30)).await;
+        (0..6).for_each(|_| device.write(10));
+        for gid in 31..=36 {
+            receive(&mut client, &device, gid).await;
+        }
+        clock.set(36);
+        until_gids(&client, &later).await;
+        set(&mut client, limited(|_| ())).await;
+        until_gids(&client, &kept(&[9, 15], 21..=36)).await;
+        all_right(&mut client, &device, "all done").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduled_run_sends_no_more_than_asked() {
+    let (clock, device) = (Clock::at(5), device(8));
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (source, target) = (start(&dirs[0], &clock), start(&dirs[1], &clock));
+    let (mut from, mut to) = (source.client(), target.client());
+    for client in [&mut from, &mut to] {
+        client.init().await;
+    }
+    from.full_sync(&device.history[0], 0).await.unwrap();
+    let peer = Some(Peer { id: "a1".into(), address: format!("unix:{}", target.socket.display()) });
+    let schedule =
+        ReplicationSchedule { to: peer, every_s: 1, max_send_bytes: 1, ..Default::default() };
+    let request = SetReplicationRequest { volume: VOLUME.into(), schedule: Some(schedule) };
+    from.archive.set_replication(request).await.unwrap();
+    until("the image to be there", || {
+        let mut to = to.clone();
+        async move { to.get().await.latest.is_some().then_some(()) }
+    })
+    .await;
+    for gid in 1..=8 {
+        receive(&mut from, &device, gid).await;
+    }
+    // Each run begins when its time has come, and ends after one wdiff.
+    for gid in 1..=3 {
+        clock.set(5 + gid);
+        until("the run to end", || {
+            let mut from = from.clone();
+            async move { (replication(&mut from).await.gid == gid).then_some(()) }
+        })
+        .await;
+        assert_eq!(to.get().await.latest.unwrap().gid_begin, gid);
+    }
+    same(&to.restored(3).await, &device.history[3], "by pieces");
+}
+
 async fn until_latest(client: &Client, gid: u64) {
     until(&format!("gid {gid} to arrive"), || {
         let mut client = client.clone();
