@@ -343,9 +343,10 @@ async fn merges_and_applies_come_no_sooner_and_no_larger_than_asked() {
     };
     let merges_wait: fn(&mut Retention) = |r| r.merge_every_s = 1000;
     let applies_wait: fn(&mut Retention) = |r| r.apply_every_s = 1000;
-    for (change, later) in
-        [(merges_wait, kept(&[9], 15..=36)), (applies_wait, kept(&[6, 9, 15], 21..=36))]
-    {
+    for (change, later, done) in [
+        (merges_wait, kept(&[9], 15..=36), "applied up to gid 9"),
+        (applies_wait, kept(&[6, 9, 15], 21..=36), "made 1 wdiffs of 6"),
+    ] {
         let (dir, clock) = (tempfile::tempdir().unwrap(), Clock::at(30));
         let mut device = device(30);
         let archive = start(&dir, &clock);
@@ -362,6 +363,8 @@ async fn merges_and_applies_come_no_sooner_and_no_larger_than_asked() {
         }
         clock.set(36);
         until_gids(&client, &later).await;
+        until_thinning(&client, "the run to be told", |t| t.started_s == EPOCH + 360).await;
+        assert_eq!(thinning(&mut client).await.done, done);
         set(&mut client, limited(|_| ())).await;
         until_gids(&client, &kept(&[9, 15], 21..=36)).await;
         all_right(&mut client, &device, "all done").await;
