@@ -28,12 +28,25 @@ pub(crate) fn first(c: &mut Cluster) -> Result<Result<(), String>, String> {
     {
         return Ok(Err(why));
     }
+    start_proxies(c)?;
     let Some(bytes) = c.past.grown_to else { return Ok(Ok(())) };
     match resize_to(c, bytes, 30_000)? {
         Some(Ok(())) => Ok(Ok(())),
         Some(Err(e)) => Ok(Err(format!("the volume does not grow: {e}"))),
         None => Ok(Err("the volume does not grow yet".into())),
     }
+}
+
+/// A command that was cut off while it changed the lists of the proxies leaves one stopped. One that
+/// runs refuses to start.
+fn start_proxies(c: &mut Cluster) -> Result<(), String> {
+    for proxy in c.plan.proxies {
+        let start = async |ctl: Controller| setup::start(&ctl, proxy, VOLUME).await;
+        if let Some(Ok(())) = c.control(30_000, start)? {
+            c.note(&format!("start {proxy}"));
+        }
+    }
+    Ok(())
 }
 
 /// A person has stopped the volume, or has to compare.
