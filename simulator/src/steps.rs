@@ -37,8 +37,8 @@ pub(crate) fn first(c: &mut Cluster) -> Result<Result<(), String>, String> {
     }
 }
 
-/// A command that was cut off while it changed the lists of the proxies leaves one stopped. One that
-/// runs refuses to start.
+/// A command that was cut off while it changed the lists of the proxies leaves one stopped. One
+/// that runs refuses to start.
 fn start_proxies(c: &mut Cluster) -> Result<(), String> {
     for proxy in c.plan.proxies {
         let start = async |ctl: Controller| setup::start(&ctl, proxy, VOLUME).await;
