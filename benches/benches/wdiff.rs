@@ -9,6 +9,7 @@
 )]
 
 use std::io::{Read, Write};
+use std::sync::Mutex;
 
 use benches::{LogShape, Payload, input_bytes, payloads};
 use bytes::Bytes;
@@ -126,12 +127,12 @@ fn merge(c: &mut Criterion) {
 }
 
 /// An image of which only the cost of handing over the data is measured.
-struct Memory(Vec<u8>);
+struct Memory(Mutex<Vec<u8>>);
 
 impl WriteAt for Memory {
-    fn write_all_at(&mut self, data: &[u8], offset: u64) -> std::io::Result<()> {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> std::io::Result<()> {
         let from = usize::try_from(offset).unwrap();
-        self.0[from..from + data.len()].copy_from_slice(data);
+        self.0.lock().unwrap()[from..from + data.len()].copy_from_slice(data);
         Ok(())
     }
 }
@@ -139,7 +140,7 @@ impl WriteAt for Memory {
 fn apply(c: &mut Criterion) {
     let mut group = c.benchmark_group("apply");
     group.throughput(Throughput::Bytes(input_bytes() as u64));
-    let mut image = Memory(vec![0; usize::try_from(DEVICE_BYTES).unwrap()]);
+    let image = Memory(Mutex::new(vec![0; usize::try_from(DEVICE_BYTES).unwrap()]));
     for file_type in [FileType::Sorted, FileType::Indexed] {
         let diffs = diffs(Payload::Semi, file_type);
         let options = RedoOptions {
@@ -149,7 +150,7 @@ fn apply(c: &mut Criterion) {
             threads: threads(),
         };
         group.bench_with_input(BenchmarkId::new("8 merged", file_type), &diffs, |b, diffs| {
-            b.iter(|| redo(merger(diffs, file_type), &mut image, &options).unwrap());
+            b.iter(|| redo(merger(diffs, file_type), &image, &options).unwrap());
         });
     }
     group.finish();

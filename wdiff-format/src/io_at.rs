@@ -31,13 +31,13 @@ pub trait WriteAt {
     ///
     /// # Errors
     /// What the operating system says.
-    fn write_all_at(&mut self, data: &[u8], offset: u64) -> io::Result<()>;
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
 
     /// Makes `len` bytes from `offset` on read as zeros.
     ///
     /// # Errors
     /// What the operating system says.
-    fn write_zeros_at(&mut self, offset: u64, len: u64) -> io::Result<()> {
+    fn write_zeros_at(&self, offset: u64, len: u64) -> io::Result<()> {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let end = offset.saturating_add(len);
         let mut at = offset;
@@ -98,7 +98,7 @@ impl ReadAt for File {
 }
 
 impl WriteAt for File {
-    fn write_all_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         FileExt::write_all_at(self, data, offset)
     }
 }
@@ -124,15 +124,5 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
 
     fn size_bytes(&self) -> io::Result<u64> {
         (**self).size_bytes()
-    }
-}
-
-impl<T: WriteAt + ?Sized> WriteAt for &mut T {
-    fn write_all_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
-        (**self).write_all_at(data, offset)
-    }
-
-    fn write_zeros_at(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        (**self).write_zeros_at(offset, len)
     }
 }

@@ -7,7 +7,13 @@ use crate::io_at::WriteAt;
 use crate::pool::CodecPool;
 use crate::record::DiffRecord;
 use bytes::Bytes;
+use std::sync::Mutex;
+use std::thread::ScopedJoinHandle;
 use wlog_format::units::Lb;
+
+/// What a thread of [`redo`] takes at once: so many records, or bytes of uncompressed data.
+const PORTION_RECORDS: usize = 128;
+const PORTION_BYTES: usize = 256 << 10;
 
 /// A record whose data is uncompressed.
 #[derive(Clone, Debug)]
@@ -84,7 +90,7 @@ pub struct RedoOptions {
     pub beyond_end: BeyondEnd,
     /// Whole logical blocks of the image.
     pub image_blocks: Lb,
-    /// Threads that decompress.
+    /// Threads that decompress and write.
     pub threads: usize,
 }
 
@@ -103,19 +109,108 @@ pub struct RedoStat {
     pub dropped: u64,
 }
 
-/// Writes `records` onto `image`. Does not flush it.
+impl RedoStat {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            written: self.written + other.written,
+            written_blocks: self.written_blocks + other.written_blocks,
+            zeroed: self.zeroed + other.zeroed,
+            discards: self.discards + other.discards,
+            dropped: self.dropped + other.dropped,
+        }
+    }
+}
+
+/// Writes `records`, which are disjoint, onto `image`. Does not flush it.
+///
+/// Each thread takes a portion of them, decompresses it and writes it at once, while it is in the
+/// processor's cache.
 ///
 /// # Errors
-/// A record cannot be read, or the image cannot be written; earlier records are written then.
-/// Doing it again from the start is safe.
+/// A record cannot be read, or the image cannot be written; of what comes before and soon after it
+/// some is written then. Doing it again from the start is safe.
 pub fn redo(
-    records: impl Iterator<Item = Result<DiffRecord, WdiffError>>,
-    image: &mut impl WriteAt,
+    records: impl Iterator<Item = Result<DiffRecord, WdiffError>> + Send,
+    image: &(impl WriteAt + Sync),
     options: &RedoOptions,
 ) -> Result<RedoStat, WdiffError> {
-    let mut stat = RedoStat::default();
-    for record in decode(records, options.threads) {
-        let record = record?;
+    let source = Mutex::new(Portions { records: records.fuse(), stopped: false });
+    let work = || {
+        let mut codec = Codec::new(Compression::NONE);
+        let mut stat = RedoStat::default();
+        let done = Portions::each(&source, |portion| {
+            redo_portion(portion, image, options, &mut codec, &mut stat)
+        });
+        done.map(|()| stat)
+    };
+    let others = options.threads.saturating_sub(1);
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let named = || std::thread::Builder::new().name("wdiff-redo".into());
+        // Should no thread be had, the caller's does it all.
+        let running: Vec<_> =
+            (0..others).filter_map(|_| named().spawn_scoped(scope, work).ok()).collect();
+        let own = std::iter::once(work());
+        let join =
+            |thread: ScopedJoinHandle<'_, _>| thread.join().unwrap_or(Err(WdiffError::WorkerDied));
+        own.chain(running.into_iter().map(join)).collect()
+    });
+    results.into_iter().try_fold(RedoStat::default(), |all, stat| Ok(all.plus(stat?)))
+}
+
+/// Records that several threads take portions of, until one of them fails.
+struct Portions<I> {
+    records: I,
+    stopped: bool,
+}
+
+impl<I: Iterator<Item = Result<DiffRecord, WdiffError>>> Portions<I> {
+    /// Does `work` on portions until there are none left.
+    fn each(
+        source: &Mutex<Self>,
+        mut work: impl FnMut(Vec<DiffRecord>) -> Result<(), WdiffError>,
+    ) -> Result<(), WdiffError> {
+        let poisoned = |_| WdiffError::WorkerDied;
+        loop {
+            let portion = source.lock().map_err(poisoned)?.next()?;
+            if portion.is_empty() {
+                return Ok(());
+            }
+            if let Err(error) = work(portion) {
+                source.lock().map_err(poisoned)?.stopped = true;
+                return Err(error);
+            }
+        }
+    }
+
+    /// The next portion; an empty one at the end.
+    fn next(&mut self) -> Result<Vec<DiffRecord>, WdiffError> {
+        let (mut portion, mut bytes) = (Vec::with_capacity(PORTION_RECORDS), 0);
+        while !self.stopped && portion.len() < PORTION_RECORDS && bytes < PORTION_BYTES {
+            match self.records.next() {
+                None => break,
+                Some(Ok(record)) => {
+                    bytes += record.raw_bytes();
+                    portion.push(record);
+                }
+                Some(Err(error)) => {
+                    self.stopped = true;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(portion)
+    }
+}
+
+fn redo_portion(
+    portion: Vec<DiffRecord>,
+    image: &impl WriteAt,
+    options: &RedoOptions,
+    codec: &mut Codec,
+    stat: &mut RedoStat,
+) -> Result<(), WdiffError> {
+    for record in portion {
+        let record = DecodedRecord::of(codec, &record)?;
         if record.end() > options.image_blocks {
             if options.beyond_end == BeyondEnd::Fail {
                 return Err(beyond_end(&record, options.image_blocks));
@@ -123,10 +218,10 @@ pub fn redo(
             stat.dropped += 1;
             continue;
         }
-        redo_one(&record, image, options.discards, &mut stat)
+        redo_one(&record, image, options.discards, stat)
             .map_err(|source| WdiffError::Output { offset: record.address.bytes(), source })?;
     }
-    Ok(stat)
+    Ok(())
 }
 
 pub(crate) fn beyond_end(record: &DecodedRecord, image_blocks: Lb) -> WdiffError {
@@ -139,7 +234,7 @@ pub(crate) fn beyond_end(record: &DecodedRecord, image_blocks: Lb) -> WdiffError
 
 fn redo_one(
     record: &DecodedRecord,
-    image: &mut impl WriteAt,
+    image: &impl WriteAt,
     discards: Discards,
     stat: &mut RedoStat,
 ) -> std::io::Result<()> {
@@ -161,6 +256,73 @@ fn redo_one(
                 Discards::Ignore => Ok(()),
                 Discards::Zero => image.write_zeros_at(offset, len),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// Takes everything but what lies at one offset.
+    struct Broken {
+        at: u64,
+        written: AtomicU64,
+    }
+
+    impl WriteAt for Broken {
+        fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+            if offset == self.at {
+                return Err(io::Error::other("on purpose"));
+            }
+            self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    fn options(threads: usize) -> RedoOptions {
+        let (discards, beyond_end) = (Discards::Zero, BeyondEnd::Fail);
+        RedoOptions { discards, beyond_end, image_blocks: Lb(u64::MAX / 512), threads }
+    }
+
+    fn record(i: u64) -> Result<DiffRecord, WdiffError> {
+        Ok(DiffRecord::from_raw(Lb(i * 8), Bytes::from(vec![1; 4096])).unwrap())
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_written_ends_it_soon() {
+        for threads in [1, 2, 5] {
+            let image = Broken { at: 1000 * 4096, written: AtomicU64::new(0) };
+            // Without an end: somebody has to stop it.
+            match redo((0..).map(record), &image, &options(threads)) {
+                Err(WdiffError::Output { offset, .. }) => assert_eq!(offset, 1000 * 4096),
+                other => panic!("{other:?} with {threads} threads"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_ends_it_with_its_error() {
+        for threads in [1, 2, 5] {
+            let image = Broken { at: u64::MAX, written: AtomicU64::new(0) };
+            let cut = || Err(WdiffError::Log("it is cut".into()));
+            let records = (0..).map(|i| if i == 700 { cut() } else { record(i) });
+            let done = redo(records, &image, &options(threads));
+            assert!(matches!(done, Err(WdiffError::Log(_))), "{done:?}");
+            assert!(image.written.into_inner() <= 700 * 4096);
+        }
+    }
+
+    #[test]
+    fn threads_count_together() {
+        for threads in [0, 1, 3] {
+            let image = Broken { at: u64::MAX, written: AtomicU64::new(0) };
+            let stat = redo((0..5000).map(record), &image, &options(threads)).unwrap();
+            assert_eq!((stat.written, stat.written_blocks), (5000, 40_000));
+            assert_eq!(image.written.into_inner(), 5000 * 4096);
         }
     }
 }

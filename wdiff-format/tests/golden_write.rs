@@ -114,9 +114,9 @@ fn redo_key(dir: &std::path::Path, id: &str, key: &str) -> String {
         Err(_) => content(base),
     };
     let options = redo_options(&image, discards);
-    let mut image = MemoryImage(image);
-    redo(open(dir, id), &mut image, &options).unwrap();
-    hex(&image.0)
+    let image = MemoryImage::new(image);
+    redo(open(dir, id), &image, &options).unwrap();
+    hex(&image.into_content())
 }
 
 /// Replays all diffs onto the images whose names begin so.
@@ -199,15 +199,15 @@ fn a_chain_of_diffs_gives_what_the_logs_give() {
         assert_eq!(hex(&image), chain["virt_full_cat_base16"]);
         for (key, hash) in chain["redo_in_order"].as_object().unwrap() {
             let base = key.strip_suffix("+z").unwrap();
-            let mut image = MemoryImage(content(base));
-            let options = redo_options(&image.0, Discards::Zero);
+            let options = redo_options(&content(base), Discards::Zero);
+            let image = MemoryImage::new(content(base));
             for id in inputs.as_array().unwrap() {
-                redo(open(dir.path(), text(id)), &mut image, &options).unwrap();
+                redo(open(dir.path(), text(id)), &image, &options).unwrap();
             }
-            assert_eq!(hex(&image.0), *hash, "one after the other onto {key}");
-            let mut image = MemoryImage(content(base));
-            redo(merger(dir.path(), &inputs, MaxIo::NONE), &mut image, &options).unwrap();
-            assert_eq!(hex(&image.0), *hash, "merged onto {key}");
+            assert_eq!(hex(&image.into_content()), *hash, "one after the other onto {key}");
+            let image = MemoryImage::new(content(base));
+            redo(merger(dir.path(), &inputs, MaxIo::NONE), &image, &options).unwrap();
+            assert_eq!(hex(&image.into_content()), *hash, "merged onto {key}");
         }
     }
 }

@@ -193,11 +193,11 @@ proptest! {
             }
         }
         for (discards, expected) in [(Discards::Zero, &zeroed), (Discards::Ignore, &kept)] {
-            let mut image = MemoryImage(base.clone());
+            let image = MemoryImage::new(base.clone());
             let (beyond_end, image_blocks) = (BeyondEnd::Fail, Lb(DEVICE));
             let options = RedoOptions { discards, beyond_end, image_blocks, threads };
-            redo(boxed(&made, file_type), &mut image, &options).unwrap();
-            prop_assert!(image.0 == *expected, "redo with {:?}", discards);
+            redo(boxed(&made, file_type), &image, &options).unwrap();
+            prop_assert!(image.into_content() == *expected, "redo with {:?}", discards);
         }
         let size = base.len() as u64;
         let diff = boxed(&made, file_type);

@@ -163,7 +163,7 @@ fn applied(image: &[u8], wdiff: &[u8]) -> Vec<u8> {
         image_blocks: Lb(image.len() as u64 / 512),
         threads: 1,
     };
-    redo(SortedReader::new(wdiff, "sent").unwrap(), &mut file, &options).unwrap();
+    redo(SortedReader::new(wdiff, "sent").unwrap(), &file, &options).unwrap();
     let mut result = vec![0; image.len()];
     file.read_exact_at(&mut result, 0).unwrap();
     result

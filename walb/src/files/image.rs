@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -44,7 +44,8 @@ impl Image {
 
     /// Writes `data`.
     pub(crate) fn write(&self, address: Lb, data: &[u8]) -> anyhow::Result<()> {
-        self.file.write_all_at(data, address.bytes()).with_context(|| self.failed("write", address))
+        FileExt::write_all_at(&self.file, data, address.bytes())
+            .with_context(|| self.failed("write", address))
     }
 
     /// Makes `len` read as zeros, as a hole where the image can have holes.
@@ -56,7 +57,8 @@ impl Image {
         let (mut at, end) = (address.bytes(), (address + len).bytes());
         while at < end {
             let part = zeros.get(..to_usize(end - at)).unwrap_or(&zeros);
-            self.file.write_all_at(part, at).with_context(|| self.failed("zero", address))?;
+            FileExt::write_all_at(&self.file, part, at)
+                .with_context(|| self.failed("zero", address))?;
             at += part.len() as u64;
         }
         Ok(())
@@ -82,11 +84,11 @@ impl Image {
 }
 
 impl WriteAt for Image {
-    fn write_all_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.write(Lb::from_bytes(offset), data).map_err(io::Error::other)
     }
 
-    fn write_zeros_at(&mut self, offset: u64, len: u64) -> io::Result<()> {
+    fn write_zeros_at(&self, offset: u64, len: u64) -> io::Result<()> {
         self.zero(Lb::from_bytes(offset), Lb::from_bytes(len)).map_err(io::Error::other)
     }
 }

@@ -191,12 +191,22 @@ pub fn read_back(dir: &Path, bytes: &[u8]) -> WdiffReader {
 }
 
 /// An image in memory.
-pub struct MemoryImage(pub Vec<u8>);
+pub struct MemoryImage(Mutex<Vec<u8>>);
+
+impl MemoryImage {
+    pub fn new(content: Vec<u8>) -> Self {
+        Self(Mutex::new(content))
+    }
+
+    pub fn into_content(self) -> Vec<u8> {
+        self.0.into_inner().unwrap()
+    }
+}
 
 impl WriteAt for MemoryImage {
-    fn write_all_at(&mut self, data: &[u8], offset: u64) -> std::io::Result<()> {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> std::io::Result<()> {
         let from = usize::try_from(offset).unwrap();
-        self.0[from..from + data.len()].copy_from_slice(data);
+        self.0.lock().unwrap()[from..from + data.len()].copy_from_slice(data);
         Ok(())
     }
 }

@@ -48,14 +48,14 @@ struct Done {
 
 pub(super) fn run(args: &RedoArgs) -> anyhow::Result<()> {
     let merged = open_merged(&args.inputs, MaxIo::NONE)?;
-    let mut image = Image::open(&args.image)?;
+    let image = Image::open(&args.image)?;
     let options = RedoOptions {
         discards: if args.zero_discard { Discards::Zero } else { Discards::Ignore },
         beyond_end: BeyondEnd::Drop,
         image_blocks: image.size(),
         threads: args.threads.get(),
     };
-    let stat = redo(merged, &mut image, &options)
+    let stat = redo(merged, &image, &options)
         .with_context(|| format!("cannot redo onto {}", args.image.display()))?;
     image.sync()?;
     report(args, &stat)
