@@ -67,7 +67,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let rows = rows::all();
     for id in &args.rows {
         let known = rows.iter().any(|row| row.id().eq_ignore_ascii_case(id));
-        anyhow::ensure!(known, "there is no row {id}");
+        let all: Vec<_> = rows.iter().map(|row| row.id()).collect();
+        anyhow::ensure!(known, "there is no row {id}; there are {}", all.join(", "));
     }
     for row in rows.iter().filter(|row| args.wants(row.id())) {
         eprintln!("{}: {}", row.id(), row.title());

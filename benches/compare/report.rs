@@ -36,6 +36,9 @@ Made by `compare` (README, For developers). Each case runs its sides in turns A 
 files, devices and settings, after one round that is not counted. *ratio* is ours against the side
 of its line, round by round: median (lowest - highest), and 2.00 is twice as good. *others* is how
 many processors the rest of the machine used meanwhile. MB are 10^6 bytes, MiB are 2^20.
+
+A side of which nothing is demanded shows a limit: what this machine does when everything is left
+out that can be. *at best* beside a missed figure is the ratio that the narrowest limit allows.
 ";
 
 fn table(rows: &[RowResult]) -> String {
@@ -86,9 +89,12 @@ fn line(text: &mut String, case: &CaseResult, side: &SideResult) {
         wanted = format!("{limit} {}", case.unit.name());
     }
     let verdict = match verdict(case, side) {
-        None => "",
-        Some(true) => "met",
-        Some(false) => "**missed**",
+        None => String::new(),
+        Some(true) => "met".to_owned(),
+        Some(false) => match allowed(case, side) {
+            Some(best) => format!("**missed**, {best:.2} at best"),
+            None => "**missed**".to_owned(),
+        },
     };
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -125,6 +131,17 @@ fn verdict(case: &CaseResult, side: &SideResult) -> Option<bool> {
     }
     let (limit, median) = (case.limit?, side.figure.median);
     Some(if case.unit.higher_is_better() { median >= limit } else { median <= limit })
+}
+
+/// The ratio that the narrowest limit of the case allows, when the wanted one is beyond it.
+fn allowed(case: &CaseResult, peer: &SideResult) -> Option<f64> {
+    let limits = case.sides.iter().filter(|side| side.ratio.is_some() && side.at_least.is_none());
+    let best = limits.map(|limit| match case.unit.higher_is_better() {
+        true => limit.figure.median / peer.figure.median,
+        false => peer.figure.median / limit.figure.median,
+    });
+    let best = best.min_by(f64::total_cmp)?;
+    (best < peer.at_least?).then_some(best)
 }
 
 fn spread(spread: &Spread, digits: usize, unit: &str) -> String {

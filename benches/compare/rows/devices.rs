@@ -16,7 +16,7 @@ use wlog_format::superblock::DeviceName;
 use wlog_format::units::BlockSize;
 
 use super::files::text;
-use super::programs::{Qemu, fill, have, operations, wait_for};
+use super::programs::{Qemu, fill, fio_on, fio_over, have, operations, wait_for};
 use crate::bench::{Bench, Case, Run, Side};
 use crate::results::Unit;
 
@@ -92,7 +92,18 @@ impl Servers {
 
     fn fio(&self, name: &str, load: Load, seconds: u64) -> Run<'_> {
         let uri = format!("nbd+unix:///?socket={}", self.dir.path().join(name).display());
-        operations(uri, load.args, self.bytes, seconds)
+        operations(move || fio_over(&uri, load.args), self.bytes, seconds)
+    }
+
+    /// The file that qemu-nbd serves, without anybody in between.
+    fn bare(&self, load: Load, seconds: u64) -> Run<'_> {
+        let file = self.dir.path().join("theirs");
+        let fio = move || {
+            let mut fio = fio_on(&file, load.args);
+            fio.arg("--group_reporting=1");
+            fio
+        };
+        operations(fio, self.bytes, seconds)
     }
 }
 
@@ -111,6 +122,7 @@ pub(super) fn compare(bench: &mut Bench, loads: &[Load]) -> anyhow::Result<()> {
         let sides = vec![
             Side::ours(servers.fio("ours.sock", *load, seconds)),
             Side::peer("qemu-nbd", load.at_least, theirs),
+            Side::limit("fio on the file, nobody in between", servers.bare(*load, seconds)),
         ];
         bench.measure(case, sides)?;
     }

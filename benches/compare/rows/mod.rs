@@ -4,6 +4,7 @@ mod archive;
 mod devices;
 mod files;
 mod group;
+mod limits;
 mod load;
 mod many;
 mod p1;

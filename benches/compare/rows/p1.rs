@@ -1,15 +1,11 @@
 //! A log becomes an indexed, snappy-compressed wdiff.
 
-use std::ffi::OsString;
-use std::time::Instant;
-
-use anyhow::Context as _;
-use benches::{LogShape, Payload, payloads};
-use wdiff_format::codec::Codec;
+use benches::{LogShape, Payload};
 use wdiff_format::compression::Compression;
 
 use super::files::{MIB, ensure_same_meaning, make_wlog, name, sparse, text};
-use crate::bench::{Bench, Case, Row, Run, Sample, Side, throughput};
+use super::limits::{compressed, copied};
+use crate::bench::{Bench, Case, Row, Side, throughput};
 use crate::results::Unit;
 
 pub(super) struct ToWdiff;
@@ -75,7 +71,6 @@ fn convert(
         text(&log)?,
     ]);
     let peer = bench.peer("wlog-to-wdiff", &["-indexed", "-i", text(&log)?, "-o", text(&theirs)?]);
-    let cp: Vec<OsString> = vec!["cp".into(), (&log).into(), (&copy).into()];
     let sides = vec![
         Side::ours(throughput(to_wdiff, bytes, &ours)),
         Side::peer(
@@ -83,8 +78,8 @@ fn convert(
             at_least,
             peer.map(|command| throughput(command, bytes, &theirs)),
         ),
-        Side::limit("snappy alone, all cores", codec_alone(payload, io_bytes)),
-        Side::limit("cp", throughput(cp, bytes, &copy)),
+        Side::limit("snappy alone, all cores", compressed(payload, io_bytes, Compression::SNAPPY)),
+        Side::limit("read and written, nothing else, all cores", copied(&log, copy)),
     ];
     bench.measure(case, sides)?;
     if theirs.exists() {
@@ -92,30 +87,4 @@ fn convert(
         ensure_same_meaning(bench, &base, &[&ours], &[&theirs])?;
     }
     bench.clear()
-}
-
-/// The codec on data that stays in the caches, with no file around it.
-fn codec_alone<'a>(payload: Payload, io_bytes: usize) -> Run<'a> {
-    const BYTES_PER_THREAD: usize = 64 << 20;
-    let pieces = payloads(payload, io_bytes, (1 << 20) / io_bytes);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let work = move |pieces: &[bytes::Bytes]| -> anyhow::Result<()> {
-        let mut codec = Codec::new(Compression::SNAPPY);
-        for _ in 0..BYTES_PER_THREAD >> 20 {
-            for piece in pieces {
-                std::hint::black_box(codec.compress(piece)?);
-            }
-        }
-        Ok(())
-    };
-    Box::new(move || {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            let running: Vec<_> = (0..threads).map(|_| scope.spawn(|| work(&pieces))).collect();
-            running.into_iter().try_for_each(|t| t.join().ok().context("a thread died")?)
-        })?;
-        #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-        let bytes = (threads * BYTES_PER_THREAD) as f64;
-        Ok(Sample { figure: bytes / start.elapsed().as_secs_f64() / 1e6, usage: None })
-    })
 }

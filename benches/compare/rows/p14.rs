@@ -16,6 +16,7 @@ use super::group::{Group, VOLUME, one_of_each};
 use super::load::sequential;
 use super::programs::{fill, have};
 use crate::bench::{Bench, Case, Figures, Row, megabytes};
+use crate::machine::busy_seconds;
 use crate::results::Unit;
 
 pub(super) struct Pipeline;
@@ -59,11 +60,15 @@ fn pipeline(bench: &mut Bench, compression: &str) -> anyhow::Result<()> {
     let flow = Flow { group, bytes };
     flow.send_as(compression)?;
     let (mut whole, mut stages) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
+    let mut work = Vec::new();
+    let cores = f64::from(u32::try_from(std::thread::available_parallelism()?.get())?);
     for round in 0..rounds {
         let took = (flow.whole()?, flow.stages()?);
         if round > 0 || bench.quick() {
+            let busy: f64 = took.1.iter().map(|stage| stage.busy_seconds).sum();
+            work.push(megabytes(bytes) / (busy / cores));
             whole.push(took.0);
-            stages.iter_mut().zip(took.1).for_each(|(stage, figure)| stage.push(figure));
+            stages.iter_mut().zip(took.1).for_each(|(stage, took)| stage.push(took.rate));
         }
     }
     let [device, ship, send] = stages;
@@ -75,8 +80,17 @@ fn pipeline(bench: &mut Bench, compression: &str) -> anyhow::Result<()> {
         Figures::limit("stage: device", device),
         Figures::limit("stage: log to proxy", ship),
         Figures::limit("stage: proxy to archive", send),
+        Figures::limit("the processors' work in the stages, spread over all", work),
     ];
     bench.record(case, sides)
+}
+
+/// What a stage took.
+struct Took {
+    /// MB/s.
+    rate: f64,
+    /// Of all processors, whoever they worked for.
+    busy_seconds: f64,
 }
 
 /// The group, and how much it moves.
@@ -94,38 +108,41 @@ impl Flow {
         Ok(cluster.run(sync::put_archive_info(cluster.ctl(), "p0", VOLUME, &info))?)
     }
 
-    fn rate(&self, start: Instant) -> f64 {
-        megabytes(self.bytes) / start.elapsed().as_secs_f64()
+    fn measured<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Took)> {
+        let (start, busy) = (Instant::now(), busy_seconds());
+        let done = work()?;
+        let rate = megabytes(self.bytes) / start.elapsed().as_secs_f64();
+        Ok((done, Took { rate, busy_seconds: busy_seconds() - busy }))
     }
 
     /// All stages at a time.
     fn whole(&self) -> anyhow::Result<f64> {
-        let start = Instant::now();
-        self.write()?;
         let cluster = &self.group.cluster;
-        let gid = cluster.run(backup::snapshot(cluster.ctl(), "s0", VOLUME))?.gid;
-        self.until_restorable(gid)?;
-        Ok(self.rate(start))
+        let all = || {
+            self.write()?;
+            let gid = cluster.run(backup::snapshot(cluster.ctl(), "s0", VOLUME))?.gid;
+            self.until_restorable(gid)
+        };
+        Ok(self.measured(all)?.1.rate)
     }
 
     /// One after the other.
-    fn stages(&self) -> anyhow::Result<[f64; 3]> {
+    fn stages(&self) -> anyhow::Result<[Took; 3]> {
         let cluster = &self.group.cluster;
         let ctl = cluster.ctl();
         cluster.run(setup::stop(ctl, "s0", VOLUME, StopMode::Graceful))?;
         cluster.run(setup::stop(ctl, "a0", VOLUME, StopMode::Graceful))?;
-        let start = Instant::now();
-        self.write()?;
-        let device = self.rate(start);
-        let start = Instant::now();
-        cluster.run(setup::start(ctl, "s0", VOLUME))?;
-        let gid = self.until_shipped()?;
-        let ship = self.rate(start);
-        let start = Instant::now();
-        cluster.run(setup::start(ctl, "a0", VOLUME))?;
-        cluster.run(recover::kick_proxy(ctl, "p0", VOLUME, ""))?;
-        self.until_restorable(gid)?;
-        Ok([device, ship, self.rate(start)])
+        let ((), device) = self.measured(|| self.write())?;
+        let (gid, ship) = self.measured(|| {
+            cluster.run(setup::start(ctl, "s0", VOLUME))?;
+            self.until_shipped()
+        })?;
+        let ((), send) = self.measured(|| {
+            cluster.run(setup::start(ctl, "a0", VOLUME))?;
+            cluster.run(recover::kick_proxy(ctl, "p0", VOLUME, ""))?;
+            self.until_restorable(gid)
+        })?;
+        Ok([device, ship, send])
     }
 
     fn write(&self) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use controller::ops::archive::{RestorePoint, restore};
 
 use super::group::VOLUME;
 use super::many::{IMAGE_BYTES, Many};
-use super::programs::{Qemu, have, operations};
+use super::programs::{Qemu, fio_over, have, operations};
 use crate::bench::{Bench, Case, Row, Side};
 use crate::results::Unit;
 
@@ -49,7 +49,10 @@ impl Row for MountReads {
         let plain = format!("nbd+unix:///?socket={}", socket.display());
         let seconds = if bench.quick() { 1 } else { 3 };
         for (name, args) in LOADS {
-            let of = |uri: &str| operations(uri.to_owned(), args, IMAGE_BYTES, seconds);
+            let of = |uri: &str| {
+                let uri = uri.to_owned();
+                operations(move || fio_over(&uri, args), IMAGE_BYTES, seconds)
+            };
             let sides = vec![Side::ours(of(&mounted.uri)), Side::limit("qemu-nbd", of(&plain))];
             bench.measure(Case::new(*name, Unit::OperationsPerSecond), sides)?;
         }

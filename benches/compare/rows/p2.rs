@@ -4,6 +4,7 @@
 use benches::{LogShape, Payload};
 
 use super::files::{MIB, Stored, ensure_same_meaning, make_wdiffs, name, sparse, text, texts};
+use super::limits::recoded;
 use crate::bench::{Bench, Case, Row, Side, throughput};
 use crate::results::Unit;
 
@@ -64,9 +65,11 @@ fn merge(bench: &mut Bench, payload: Payload, stored: Stored, at_least: f64) -> 
     let how = ["-cmpr", &codec, "-o", text(&theirs)?, "-i"];
     let peer = bench.peer("wdiff-merge", &[how.as_slice(), &texts(&inputs)?].concat());
     let peer = peer.map(|command| throughput(command, bytes, &theirs));
+    let recoded = recoded(&inputs, compression.parse()?, bytes);
     let sides = vec![
         Side::ours(throughput(merge, bytes, &ours)),
         Side::peer("wdiff-merge", at_least, peer),
+        Side::limit("its decompressing and compressing alone, all cores", recoded),
     ];
     bench.measure(case, sides)?;
     if theirs.exists() {

@@ -96,16 +96,11 @@ pub(super) fn fio_over(uri: &str, args: &[&str]) -> Command {
     fio
 }
 
-/// A run of fio on the first `bytes` of an NBD export, for so long.
-pub(super) fn operations<'a>(
-    uri: String,
-    args: &'static [&'static str],
-    bytes: u64,
-    seconds: u64,
-) -> Run<'a> {
+/// A run of fio on the first `bytes` of what it is told to use, for so long.
+pub(super) fn operations<'a>(fio: impl Fn() -> Command + 'a, bytes: u64, seconds: u64) -> Run<'a> {
     let (size, runtime) = (format!("--size={bytes}"), format!("--runtime={seconds}"));
     Box::new(move || {
-        let mut fio = fio_over(&uri, args);
+        let mut fio = fio();
         fio.args(["--time_based=1", &size, &runtime]);
         Ok(Sample::of(Measured::by(&mut fio)?.operations_per_second()?))
     })
