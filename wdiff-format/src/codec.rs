@@ -13,6 +13,7 @@ use wlog_format::checksum::checksum;
 use wlog_format::units::Salt;
 
 use crate::compression::{Compression, CompressionKind};
+use crate::walk;
 
 /// Memory that an .xz decoder may take. Preset 9, which the original can write, needs 65 MiB.
 const XZ_MEMORY_LIMIT_BYTES: u64 = 80 << 20;
@@ -67,7 +68,7 @@ pub struct Codec {
     zlib: Option<Compress>,
     unzlib: Option<Decompress>,
     zstd: Option<zstd::bulk::Compressor<'static>>,
-    unzstd: Option<zstd::bulk::Decompressor<'static>>,
+    unzstd: Option<Unzstd>,
 }
 
 impl std::fmt::Debug for Codec {
@@ -211,6 +212,32 @@ impl Codec {
         }
     }
 
+    /// Sees that `stored` is an encoding of exactly `raw_bytes` bytes, for somebody who does not
+    /// want them: what [`Codec::decompress`] takes and refuses, but cheaper.
+    ///
+    /// # Errors
+    /// `stored` is not such an encoding.
+    pub fn look(
+        &mut self,
+        kind: CompressionKind,
+        stored: &Bytes,
+        raw_bytes: usize,
+    ) -> Result<(), CodecError> {
+        let sound = match kind {
+            CompressionKind::Lz4 => walk::lz4(stored) == Some(raw_bytes),
+            CompressionKind::Snappy => walk::snappy(stored) == Some(raw_bytes),
+            CompressionKind::Zstd => self.unzstd_to_scratch(stored, raw_bytes),
+            CompressionKind::None | CompressionKind::Gzip | CompressionKind::Lzma => false,
+        };
+        if sound { Ok(()) } else { self.decompress(kind, stored, raw_bytes).map(|_| ()) }
+    }
+
+    fn unzstd_to_scratch(&mut self, stored: &[u8], raw_bytes: usize) -> bool {
+        let scratch = grow(&mut self.scratch, raw_bytes);
+        let Ok(unzstd) = unzstd_of(&mut self.unzstd) else { return false };
+        unzstd.decompress_to_buffer(stored, scratch).is_ok_and(|len| len == raw_bytes)
+    }
+
     fn ungzip(&mut self, stored: &[u8], raw_bytes: usize) -> Result<Bytes, String> {
         // One byte more than wanted, so that a longer stream shows.
         let mut raw = Vec::with_capacity(raw_bytes + 1);
@@ -225,13 +252,19 @@ impl Codec {
     }
 
     fn unzstd(&mut self, stored: &[u8], raw_bytes: usize) -> Result<Bytes, String> {
-        let unzstd = match &mut self.unzstd {
-            Some(unzstd) => unzstd,
-            none => none.insert(zstd::bulk::Decompressor::new().map_err(text)?),
-        };
+        let unzstd = unzstd_of(&mut self.unzstd).map_err(text)?;
         let mut raw = Vec::with_capacity(raw_bytes);
         unzstd.decompress_to_buffer(stored, &mut raw).map_err(text)?;
         Ok(Bytes::from(raw))
+    }
+}
+
+type Unzstd = zstd::bulk::Decompressor<'static>;
+
+fn unzstd_of(kept: &mut Option<Unzstd>) -> std::io::Result<&mut Unzstd> {
+    match kept {
+        Some(unzstd) => Ok(unzstd),
+        none => Ok(none.insert(Unzstd::new()?)),
     }
 }
 

@@ -41,4 +41,5 @@ pub mod sorted_writer;
 pub mod split;
 pub mod stat;
 pub mod virtual_image;
+mod walk;
 pub mod write;

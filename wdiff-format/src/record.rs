@@ -95,6 +95,16 @@ impl Image {
         }
     }
 
+    /// Sees that the data can be decompressed, and keeps nothing of it.
+    fn look(&self, codec: &mut Codec) -> Result<(), WdiffError> {
+        match &self.source {
+            Source::Memory(_) => Ok(()),
+            Source::File { stored, place, .. } => codec
+                .look(stored.kind, &stored.bytes, self.raw_bytes)
+                .map_err(|e| place.clone().fails(Problem::Undecodable(e)).into()),
+        }
+    }
+
     /// Bytes of memory that this image may come to hold.
     pub(crate) fn weight_bytes(&self) -> usize {
         self.raw_bytes + self.stored().map_or(0, |stored| stored.bytes.len())
@@ -239,7 +249,7 @@ impl DiffRecord {
         if let Some(stored) = self.stored()
             && stored.kind == codec.compression().kind()
         {
-            data.image.raw(codec)?;
+            data.image.look(codec)?;
             return Ok(stored.clone());
         }
         let raw = self.raw(codec)?.unwrap_or_default();

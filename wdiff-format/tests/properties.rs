@@ -273,21 +273,52 @@ proptest! {
             prop_assert_eq!(&stored, &fresh);
             prop_assert!(stored.kind == CompressionKind::None || stored.bytes.len() < raw.len());
             prop_assert_eq!(used.decompress(stored.kind, &stored.bytes, raw.len()).unwrap(), &raw);
+            prop_assert_eq!(used.look(stored.kind, &stored.bytes, raw.len()), Ok(()));
             let wrong_sizes = [raw.len() - 512, raw.len() + 512];
             for size in wrong_sizes {
                 prop_assert!(used.decompress(stored.kind, &stored.bytes, size).is_err());
+                prop_assert!(used.look(stored.kind, &stored.bytes, size).is_err());
             }
         }
+    }
+}
+
+proptest! {
+    // They take no time, and most damage is seen by its size alone.
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_look_refuses_what_decompressing_refuses(
+        seed in 1..u64::MAX, blocks in 1..40_u32, kind in kind(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let raw = Bytes::from(data(seed, blocks));
+        let stored = Codec::new(Compression::of(kind)).compress(&raw).unwrap();
+        let mut bytes = stored.bytes.to_vec();
+        for (at, byte) in damage {
+            // Lengths and distances lie thickest at the start.
+            let at = at.index(bytes.len().min(64));
+            bytes[at] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        let (bytes, mut codec) = (Bytes::from(bytes), Codec::new(Compression::NONE));
+        let decompressed = codec.decompress(stored.kind, &bytes, raw.len()).map(|_| ());
+        prop_assert_eq!(codec.look(stored.kind, &bytes, raw.len()), decompressed);
     }
 
     #[test]
     fn garbage_does_not_decompress(
         garbage in prop::collection::vec(any::<u8>(), 1..600), kind in kind(), blocks in 2..9_usize,
     ) {
-        let mut codec = Codec::new(Compression::NONE);
-        if let Ok(raw) = codec.decompress(kind, &Bytes::from(garbage), blocks * 512) {
+        let (garbage, mut codec) = (Bytes::from(garbage), Codec::new(Compression::NONE));
+        let decompressed = codec.decompress(kind, &garbage, blocks * 512);
+        if let Ok(raw) = &decompressed {
             prop_assert_eq!(raw.len(), blocks * 512);
         }
+        prop_assert_eq!(codec.look(kind, &garbage, blocks * 512), decompressed.map(|_| ()));
     }
 }
 
