@@ -1,8 +1,11 @@
 //! Many diffs as one: where they overlap the newest wins (`formats.md` §6.5).
 //!
-//! The merge is a stream: it holds one record of each input. Each record of the result is what
-//! newer diffs leave visible of one input record, so its data is never copied, and a record that
-//! nothing covers comes out as it went in, compressed data and all.
+//! The merge is a stream: it holds one record of each input, or two. Each record of the result is
+//! what newer diffs leave visible of one input record, so its data is never copied, and a record
+//! that nothing covers comes out as it went in, compressed data and all. Index records that are
+//! pieces of one I/O count as one record: the index had to cut it, the merge has not.
+
+use std::iter::Fuse;
 
 use wlog_format::units::Lb;
 
@@ -24,10 +27,32 @@ pub struct Merger {
 }
 
 struct Input {
-    records: Records,
+    records: Joined,
     /// The next piece, and what follows it of the same record.
     head: Option<DiffRecord>,
     rest: Option<DiffRecord>,
+}
+
+/// Records, with pieces of one image that follow each other in it and on the device joined again.
+struct Joined {
+    records: Fuse<Records>,
+    /// What was read to see that it does not continue the record before it.
+    ahead: Option<Result<DiffRecord, WdiffError>>,
+}
+
+impl Joined {
+    fn next(&mut self) -> Result<Option<DiffRecord>, WdiffError> {
+        let next = self.ahead.take().or_else(|| self.records.next());
+        let Some(mut record) = next.transpose()? else { return Ok(None) };
+        while record.may_continue() {
+            let Some(next) = self.records.next() else { break };
+            if !next.as_ref().is_ok_and(|next| record.join(next)) {
+                self.ahead = Some(next);
+                break;
+            }
+        }
+        Ok(Some(record))
+    }
 }
 
 impl Input {
@@ -35,7 +60,7 @@ impl Input {
     fn advance(&mut self, max_io: MaxIo) -> Result<(), WdiffError> {
         let next = match self.rest.take() {
             Some(rest) => Some(rest),
-            None => self.records.next().transpose()?,
+            None => self.records.next()?,
         };
         self.head = next.map(|record| {
             let blocks = max_io.clamp(record.blocks);
@@ -80,6 +105,7 @@ impl Merger {
             finished: false,
         };
         for records in inputs {
+            let records = Joined { records: records.fuse(), ahead: None };
             let mut input = Input { records, head: None, rest: None };
             input.advance(max_io)?;
             merger.starts.push(input.skip_to(0, max_io)?);

@@ -118,6 +118,13 @@ pub struct Data {
     offset: u32,
 }
 
+impl Data {
+    /// Where a record of `blocks` blocks ends in the image.
+    fn end_bytes(&self, blocks: u32) -> usize {
+        to_usize(Lb(u64::from(self.offset) + u64::from(blocks)).bytes())
+    }
+}
+
 /// What a record says of its blocks.
 #[derive(Clone, Debug)]
 pub enum Payload {
@@ -185,6 +192,28 @@ impl DiffRecord {
             data.offset += skip;
         }
         piece
+    }
+
+    /// Can a record follow that is the next piece of the same image?
+    pub(crate) fn may_continue(&self) -> bool {
+        match &self.payload {
+            Payload::Data(data) => data.end_bytes(self.blocks) < data.image.raw_bytes,
+            Payload::AllZero | Payload::Discard => false,
+        }
+    }
+
+    /// Takes `next` in if it continues this record, on the device and in the image of both.
+    pub(crate) fn join(&mut self, next: &Self) -> bool {
+        let (Payload::Data(data), Payload::Data(more)) = (&self.payload, &next.payload) else {
+            return false;
+        };
+        let continues = next.address == self.end()
+            && Arc::ptr_eq(&data.image, &more.image)
+            && data.offset + self.blocks == more.offset;
+        if continues {
+            self.blocks += next.blocks;
+        }
+        continues
     }
 
     /// The uncompressed data; `None` unless the record is normal.

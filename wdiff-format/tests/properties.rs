@@ -351,3 +351,34 @@ fn mend(file: &mut [u8], file_type: FileType, from: usize) {
         }
     }
 }
+
+#[test]
+fn an_index_cuts_an_io_and_a_merge_joins_it_again() {
+    let write = |address, blocks, seed| {
+        let io = Plain { address, blocks, kind: 0, data: data(seed, blocks) };
+        convert(records(&[io]), Vec::new(), &options(FileType::Indexed, MaxIo::NONE, "lz4"))
+            .unwrap()
+    };
+    let (older, newer) = (write(3, 45, 2), write(20, 8, 5));
+    let pieces: Vec<_> = boxed(&older, FileType::Indexed).map(Result::unwrap).collect();
+    let cut: Vec<_> = pieces.iter().map(|p| (p.address.0, p.blocks)).collect();
+    assert_eq!(cut, [(3, 1), (4, 4), (8, 8), (16, 16), (32, 16)]);
+    assert!(pieces.iter().all(|piece| piece.stored().is_none()));
+
+    let merge = |diffs: &[&Vec<u8>], max_io| {
+        let inputs = diffs.iter().map(|diff| boxed(diff, FileType::Indexed)).collect();
+        Merger::new(inputs, max_io).unwrap().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    let whole = merge(&[&older], MaxIo::NONE);
+    let stored = Codec::new("lz4".parse().unwrap()).compress(&data(2, 45).into()).unwrap();
+    assert_eq!(whole.len(), 1);
+    assert_eq!(whole[0].stored(), Some(&stored), "it passes through as it is");
+
+    let visible = |merged: Vec<DiffRecord>| -> Vec<_> {
+        merged.iter().map(|r| (r.address.0, r.blocks)).collect()
+    };
+    let covered = merge(&[&older, &newer], MaxIo::NONE);
+    assert_eq!(visible(covered), [(3, 17), (20, 8), (28, 20)]);
+    let limited = merge(&[&older], MaxIo::from_blocks(32));
+    assert_eq!(visible(limited), [(3, 32), (35, 13)]);
+}
