@@ -106,16 +106,25 @@ impl Codec {
     /// # Errors
     /// The compressor failed; the input is never the cause.
     pub fn compress(&mut self, raw: &Bytes) -> Result<Stored, CodecError> {
+        self.compress_summed(raw, None)
+    }
+
+    /// [`Codec::compress`] for somebody who may know the checksum of `raw`, salt 0.
+    pub(crate) fn compress_summed(
+        &mut self,
+        raw: &Bytes,
+        raw_checksum: Option<u32>,
+    ) -> Result<Stored, CodecError> {
         let kind = self.compression.kind();
         let failed = |reason: String| CodecError::Compress { kind, raw_bytes: raw.len(), reason };
         let compressed_len = self.compress_to_scratch(raw).map_err(failed)?;
         let smaller = compressed_len.filter(|&len| len < raw.len());
-        let (kind, bytes) = match smaller.and_then(|len| self.scratch.get(..len)) {
-            Some(compressed) => (kind, Bytes::copy_from_slice(compressed)),
-            None => (CompressionKind::None, raw.clone()),
+        let Some(compressed) = smaller.and_then(|len| self.scratch.get(..len)) else {
+            let checksum = raw_checksum.unwrap_or_else(|| checksum(raw, Salt(0)));
+            return Ok(Stored { kind: CompressionKind::None, bytes: raw.clone(), checksum });
         };
-        let checksum = checksum(&bytes, Salt(0));
-        Ok(Stored { kind, bytes, checksum })
+        let bytes = Bytes::copy_from_slice(compressed);
+        Ok(Stored { kind, checksum: checksum(&bytes, Salt(0)), bytes })
     }
 
     /// Leaves the compressed data in `scratch` and says how long it is; `None` when it would not

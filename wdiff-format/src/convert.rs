@@ -7,9 +7,10 @@
 use std::io::{Read, Write};
 
 use bytes::Bytes;
+use wlog_format::checksum::unsalted;
 use wlog_format::pack::{Record, RecordKind as LogKind};
 use wlog_format::stream::{Pack, WlogReader};
-use wlog_format::units::{Lb, LogUuid};
+use wlog_format::units::{Lb, LogUuid, Salt};
 
 use crate::error::WdiffError;
 use crate::header::FileType;
@@ -75,18 +76,20 @@ impl<R: Read> Iterator for LogRecords<R> {
     }
 }
 
-/// The writes and discards of one pack as records of a diff, in order.
+/// The writes and discards of one pack, whose data was verified, as records of a diff, in order.
 pub fn pack_records(pack: &Pack) -> impl Iterator<Item = Result<DiffRecord, WdiffError>> {
-    pack.ios().map(|(record, payload)| log_record(record, payload))
+    let salt = pack.header.salt();
+    pack.ios().map(move |(record, payload)| log_record(record, payload, salt))
 }
 
-fn log_record(record: &Record, payload: Bytes) -> Result<DiffRecord, WdiffError> {
+fn log_record(record: &Record, payload: Bytes, salt: Salt) -> Result<DiffRecord, WdiffError> {
     let (address, blocks) = (record.address, record.blocks);
     check_range(address, blocks, Lb(0)).map_err(|what| WdiffError::Log(what.into()))?;
     let payload = match record.kind {
         LogKind::Normal if !is_zero(&payload) => {
             let too_long = || WdiffError::Log(format!("a write of {blocks} blocks").into());
-            return DiffRecord::from_raw(address, payload).ok_or_else(too_long);
+            let checksum = Some(unsalted(record.checksum, salt));
+            return DiffRecord::from_summed(address, payload, checksum).ok_or_else(too_long);
         }
         LogKind::Normal => Payload::AllZero,
         LogKind::Discard | LogKind::Padding => Payload::Discard,

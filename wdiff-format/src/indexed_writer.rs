@@ -3,11 +3,13 @@
 
 use std::io::Write;
 
+use bytes::Bytes;
 use wlog_format::units::{Lb, LogUuid};
 use zerocopy::IntoBytes;
 
 use crate::compression::CompressionKind;
 use crate::error::WdiffError;
+use crate::gather::Gather;
 use crate::header::{FileHeader, FileType};
 use crate::layout::{RawIndexRecord, RawIndexSuper, own_checksum};
 use crate::record::{Body, EncodedRecord, RecordKind};
@@ -21,8 +23,7 @@ const INDEX_CHUNK_RECORDS: usize = 1024;
 /// [`IndexedWriter::finish`] the file has no index, and readers refuse it.
 #[derive(Debug)]
 pub struct IndexedWriter<W> {
-    output: W,
-    offset: u64,
+    output: Gather<W>,
     index: Overlay<Piece>,
     max_io: MaxIo,
     n_data: u32,
@@ -52,14 +53,15 @@ impl Span for Piece {
 }
 
 impl<W: Write> IndexedWriter<W> {
-    /// Writes the file header. Hand in a buffered output: small data is written one by one.
+    /// Writes the file header. The output is written in large pieces.
     ///
     /// # Errors
     /// The output cannot be written.
     pub fn new(output: W, uuid: LogUuid, max_io: MaxIo) -> Result<Self, WdiffError> {
-        let mut writer = Self { output, offset: 0, index: Overlay::new(), max_io, n_data: 0 };
-        writer.put(&FileHeader { file_type: FileType::Indexed, uuid }.encode())?;
-        Ok(writer)
+        let mut output = Gather::new(output);
+        let header = FileHeader { file_type: FileType::Indexed, uuid }.encode();
+        output.put(Bytes::copy_from_slice(&header))?;
+        Ok(Self { output, index: Overlay::new(), max_io, n_data: 0 })
     }
 
     /// Adds an I/O, over everything that was added before.
@@ -73,7 +75,7 @@ impl<W: Write> IndexedWriter<W> {
             io_offset: 0,
             kind: io.kind(),
             compression: CompressionKind::None,
-            data_offset: self.offset,
+            data_offset: self.output.offset(),
             data_size: 0,
             orig_blocks: 0,
             checksum: 0,
@@ -83,7 +85,7 @@ impl<W: Write> IndexedWriter<W> {
             piece.data_size = u32::try_from(stored.bytes.len()).unwrap_or(u32::MAX);
             piece.orig_blocks = io.blocks;
             piece.checksum = stored.checksum;
-            self.put(&stored.bytes)?;
+            self.output.put(stored.bytes.clone())?;
         }
         self.index.insert(io.address, piece);
         self.n_data = self.n_data.saturating_add(1);
@@ -95,9 +97,10 @@ impl<W: Write> IndexedWriter<W> {
     /// # Errors
     /// The output cannot be written, or the index has more records than a file can have.
     pub fn finish(mut self) -> Result<W, WdiffError> {
-        let pad = self.offset.next_multiple_of(8) - self.offset;
-        self.put([0; 8].split_at(wlog_format::units::to_usize(pad)).0)?;
-        let index_offset = self.offset;
+        let data_end = self.output.offset();
+        let index_offset = data_end.next_multiple_of(8);
+        let pad = wlog_format::units::to_usize(index_offset - data_end);
+        self.output.put(Bytes::from_static([0; 8].split_at(pad).0))?;
         let index = std::mem::replace(&mut self.index, Overlay::new());
         let mut n_records = 0_u32;
         let mut chunk = Vec::with_capacity(INDEX_CHUNK_RECORDS);
@@ -107,11 +110,11 @@ impl<W: Write> IndexedWriter<W> {
             n_records = n_records.checked_add(1).ok_or(unwritable)?;
             chunk.push(raw(address, &piece));
             if chunk.len() == INDEX_CHUNK_RECORDS {
-                self.put(chunk.as_bytes())?;
+                self.output.put(Bytes::copy_from_slice(chunk.as_bytes()))?;
                 chunk.clear();
             }
         }
-        self.put(chunk.as_bytes())?;
+        self.output.put(Bytes::copy_from_slice(chunk.as_bytes()))?;
         let mut end = RawIndexSuper {
             index_offset: index_offset.into(),
             n_records: n_records.into(),
@@ -119,17 +122,8 @@ impl<W: Write> IndexedWriter<W> {
             ..RawIndexSuper::default()
         };
         end.checksum = own_checksum(end.as_bytes());
-        self.put(end.as_bytes())?;
-        let offset = self.offset;
-        self.output.flush().map_err(|source| WdiffError::Output { offset, source })?;
-        Ok(self.output)
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<(), WdiffError> {
-        let offset = self.offset;
-        self.output.write_all(bytes).map_err(|source| WdiffError::Output { offset, source })?;
-        self.offset += bytes.len() as u64;
-        Ok(())
+        self.output.put(Bytes::copy_from_slice(end.as_bytes()))?;
+        self.output.finish()
     }
 }
 

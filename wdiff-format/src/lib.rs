@@ -21,6 +21,7 @@ pub mod convert;
 pub mod diff_set;
 pub mod error;
 pub mod full;
+mod gather;
 pub mod gid;
 pub mod header;
 pub mod index_run;

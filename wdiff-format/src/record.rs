@@ -57,13 +57,25 @@ pub struct Image {
 
 #[derive(Debug)]
 enum Source {
-    Memory(Bytes),
-    File { stored: Stored, place: Place, raw: OnceLock<Bytes> },
+    /// The data, and its checksum (salt 0) if somebody has looked already.
+    Memory(Bytes, Option<u32>),
+    File {
+        stored: Stored,
+        place: Place,
+        raw: OnceLock<Bytes>,
+    },
 }
 
 impl Image {
-    fn from_raw(raw: Bytes) -> Self {
-        Self { raw_bytes: raw.len(), source: Source::Memory(raw) }
+    fn from_raw(raw: Bytes, checksum: Option<u32>) -> Self {
+        Self { raw_bytes: raw.len(), source: Source::Memory(raw, checksum) }
+    }
+
+    const fn raw_checksum(&self) -> Option<u32> {
+        match &self.source {
+            Source::Memory(_, checksum) => *checksum,
+            Source::File { .. } => None,
+        }
     }
 
     /// Data that was read from `place` and whose checksum is right. `blocks` is checked.
@@ -74,7 +86,7 @@ impl Image {
 
     const fn stored(&self) -> Option<&Stored> {
         match &self.source {
-            Source::Memory(_) => None,
+            Source::Memory(..) => None,
             Source::File { stored, .. } => Some(stored),
         }
     }
@@ -82,7 +94,7 @@ impl Image {
     /// The data; kept for the next caller, since pieces of one image are asked for one by one.
     fn raw(&self, codec: &mut Codec) -> Result<Bytes, WdiffError> {
         match &self.source {
-            Source::Memory(raw) => Ok(raw.clone()),
+            Source::Memory(raw, _) => Ok(raw.clone()),
             Source::File { stored, place, raw } => {
                 if let Some(raw) = raw.get() {
                     return Ok(raw.clone());
@@ -98,7 +110,7 @@ impl Image {
     /// Sees that the data can be decompressed, and keeps nothing of it.
     fn look(&self, codec: &mut Codec) -> Result<(), WdiffError> {
         match &self.source {
-            Source::Memory(_) => Ok(()),
+            Source::Memory(..) => Ok(()),
             Source::File { stored, place, .. } => codec
                 .look(stored.kind, &stored.bytes, self.raw_bytes)
                 .map_err(|e| place.clone().fails(Problem::Undecodable(e)).into()),
@@ -151,10 +163,15 @@ impl DiffRecord {
     /// Data from memory. `None` unless `raw` is 1 to [`DATA_BLOCKS_MAX`] whole blocks.
     #[must_use]
     pub fn from_raw(address: Lb, raw: Bytes) -> Option<Self> {
+        Self::from_summed(address, raw, None)
+    }
+
+    /// [`DiffRecord::from_raw`] for somebody who may have verified the checksum of `raw`, salt 0.
+    pub(crate) fn from_summed(address: Lb, raw: Bytes, checksum: Option<u32>) -> Option<Self> {
         let blocks = u32::try_from(raw.len() as u64 / LOGICAL_BLOCK_BYTES).ok()?;
         let whole = (raw.len() as u64).is_multiple_of(LOGICAL_BLOCK_BYTES);
         (whole && (1..=DATA_BLOCKS_MAX).contains(&blocks))
-            .then(|| Self::whole(address, blocks, Image::from_raw(raw)))
+            .then(|| Self::whole(address, blocks, Image::from_raw(raw, checksum)))
     }
 
     pub(crate) fn whole(address: Lb, blocks: u32, image: Image) -> Self {
@@ -282,7 +299,9 @@ impl DiffRecord {
             return Ok(stored.clone());
         }
         let raw = self.raw(codec)?.unwrap_or_default();
-        Ok(codec.compress(&raw)?)
+        let whole = raw.len() == data.image.raw_bytes;
+        let checksum = if whole { data.image.raw_checksum() } else { None };
+        Ok(codec.compress_summed(&raw, checksum)?)
     }
 }
 

@@ -7,6 +7,7 @@ use wlog_format::units::{Lb, LogUuid};
 use zerocopy::IntoBytes;
 
 use crate::error::WdiffError;
+use crate::gather::Gather;
 use crate::header::{FileHeader, FileType};
 use crate::layout::{
     PACK_END, PACK_HEADER_BYTES, PACK_RECORDS_MAX, RawPackHeader, RawRecord, own_checksum,
@@ -21,8 +22,7 @@ const PACK_DATA_BYTES: u64 = 4 << 20;
 /// pack, and readers say so.
 #[derive(Debug)]
 pub struct SortedWriter<W> {
-    output: W,
-    offset: u64,
+    output: Gather<W>,
     /// Headers of the pack that is being filled, and its data.
     records: Vec<RawRecord>,
     data: Vec<Bytes>,
@@ -31,20 +31,20 @@ pub struct SortedWriter<W> {
 }
 
 impl<W: Write> SortedWriter<W> {
-    /// Writes the file header. Hand in a buffered output: small records are written one by one.
+    /// Writes the file header. The output is written in large pieces.
     ///
     /// # Errors
     /// The output cannot be written.
     pub fn new(output: W, uuid: LogUuid) -> Result<Self, WdiffError> {
         let mut writer = Self {
-            output,
-            offset: 0,
+            output: Gather::new(output),
             records: Vec::with_capacity(PACK_RECORDS_MAX),
             data: Vec::with_capacity(PACK_RECORDS_MAX),
             data_bytes: 0,
             end: Lb(0),
         };
-        writer.put(&FileHeader { file_type: FileType::Sorted, uuid }.encode())?;
+        let header = FileHeader { file_type: FileType::Sorted, uuid }.encode();
+        writer.output.put(Bytes::copy_from_slice(&header))?;
         Ok(writer)
     }
 
@@ -90,15 +90,13 @@ impl<W: Write> SortedWriter<W> {
             self.flush_pack()?;
         }
         self.put_header(PACK_END)?;
-        let offset = self.offset;
-        self.output.flush().map_err(|source| WdiffError::Output { offset, source })?;
-        Ok(self.output)
+        self.output.finish()
     }
 
     fn flush_pack(&mut self) -> Result<(), WdiffError> {
         self.put_header(0)?;
-        for bytes in std::mem::take(&mut self.data) {
-            self.put(&bytes)?;
+        for bytes in self.data.drain(..) {
+            self.output.put(bytes)?;
         }
         self.records.clear();
         self.data_bytes = 0;
@@ -120,14 +118,7 @@ impl<W: Write> SortedWriter<W> {
         if let Some(field) = page.first_chunk_mut::<4>() {
             *field = sum.to_bytes();
         }
-        self.put(&page)
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<(), WdiffError> {
-        let offset = self.offset;
-        self.output.write_all(bytes).map_err(|source| WdiffError::Output { offset, source })?;
-        self.offset += bytes.len() as u64;
-        Ok(())
+        self.output.put(page.into())
     }
 }
 

@@ -136,6 +136,16 @@ impl<T: Span> Overlay<T> {
     pub(crate) fn insert(&mut self, address: Lb, span: T) {
         let start = address.0;
         let end = start + u64::from(span.blocks());
+        // Mostly nothing lies there, or something that lies wholly below.
+        let last = self.spans.range(..end).next_back();
+        let is_below = last.is_none_or(|(&at, older)| {
+            let older_end = at + u64::from(older.span.blocks());
+            older_end <= start || (at == start && older_end <= end)
+        });
+        if is_below {
+            self.spans.insert(start, Visible { span, hidden: 0 });
+            return;
+        }
         let before = self.spans.range(..start).next_back();
         if let Some((&at, older)) = before
             && at + u64::from(older.span.blocks()) > start

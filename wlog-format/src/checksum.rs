@@ -17,6 +17,12 @@ pub fn checksum(data: &[u8], salt: Salt) -> u32 {
     word_sum(data).wrapping_add(salt.0).wrapping_neg()
 }
 
+/// The checksum with salt 0 of data whose checksum with `salt` is known.
+#[must_use]
+pub const fn unsalted(checksum: u32, salt: Salt) -> u32 {
+    checksum.wrapping_add(salt.0)
+}
+
 /// Is this a structure whose own checksum field fits its bytes?
 #[must_use]
 pub fn is_sound(structure: &[u8], salt: Salt) -> bool {
@@ -89,6 +95,14 @@ mod tests {
         (b"abcde", 0x1234_5678, 0x8968_46c2),
         (b"", 7, 0_u32.wrapping_sub(7)),
     ];
+
+    #[test]
+    fn a_salt_can_be_taken_out() {
+        let data = [0xff, 7, 0, 0x80, 0xfe, 1];
+        for salt in [0, 1, 0x8000_0000, u32::MAX] {
+            assert_eq!(unsalted(checksum(&data, Salt(salt)), Salt(salt)), checksum(&data, Salt(0)));
+        }
+    }
 
     #[test]
     fn checksum_gives_the_documented_vectors() {
