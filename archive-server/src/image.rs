@@ -1,4 +1,4 @@
-//! Writing images: a full backup, diffs on top of a base image, a copy of one.
+//! Writing images: a full backup, and diffs on top of a base image or of a clone of one.
 //!
 //! Many requests are in flight, bounded in number and bytes; the merge of the diffs runs on a
 //! thread that may block. Invariants: discards become zeros, so that an image equals the device as
@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use wdiff_format::error::WdiffError;
 use wdiff_format::merge::Merger;
 use wdiff_format::open::{Records, WdiffReader};
 use wdiff_format::redo::{Content, DecodedRecord, decode};
@@ -32,7 +33,7 @@ const DEPTH: usize = 32;
 /// Largest request.
 const REQUEST_BYTES: usize = 1 << 20;
 /// Records that wait between the merge and whoever takes them.
-pub(crate) const WAITING: usize = 16;
+const WAITING: usize = 16;
 
 /// The seam through which images are opened; a test hands in devices that fail or hang.
 pub trait Images: Send + Sync + 'static {
@@ -70,41 +71,66 @@ pub(crate) async fn open(
     server_kit::blocking::run(open).await
 }
 
+/// What a request to an image failed at.
+pub(crate) struct Failed {
+    attempt: &'static str,
+    path: String,
+    error: io::Error,
+}
+
+/// Makes errors of a device tell what was attempted on it.
+pub(crate) fn attempt(
+    attempt: &'static str,
+    device: &Arc<dyn BlockDevice>,
+) -> impl Fn(io::Error) -> Failed {
+    let device = device.clone();
+    move |error| Failed { attempt, path: device.path_hint(), error }
+}
+
+/// One request, begun when it is polled.
+pub(crate) type Request = BoxFuture<'static, Result<(), Failed>>;
+
 /// Requests to one image.
 pub(crate) struct ImageWriter {
     device: Arc<dyn BlockDevice>,
     volume: String,
-    in_flight: FuturesUnordered<BoxFuture<'static, io::Result<()>>>,
+    depth: usize,
+    in_flight: FuturesUnordered<Request>,
 }
 
 impl ImageWriter {
     pub(crate) fn new(device: Arc<dyn BlockDevice>, volume: &str) -> Self {
-        Self { device, volume: volume.to_owned(), in_flight: FuturesUnordered::new() }
+        let in_flight = FuturesUnordered::new();
+        Self { device, volume: volume.to_owned(), depth: DEPTH, in_flight }
     }
 
-    fn failed(&self, attempt: &str, error: io::Error) -> RoleError {
-        faults::image(&self.volume, attempt, Path::new(&self.device.path_hint()), error)
+    /// With so many requests in flight.
+    pub(crate) fn with_depth(self, depth: usize) -> Self {
+        Self { depth, ..self }
+    }
+
+    pub(crate) fn failed(&self, failed: Failed) -> RoleError {
+        let Failed { attempt, path, error } = failed;
+        faults::image(&self.volume, attempt, Path::new(&path), error)
     }
 
     /// Waits until at most `left` requests are in flight.
     async fn settle(&mut self, left: usize) -> Result<(), RoleError> {
         while self.in_flight.len() > left {
             if let Some(Err(error)) = self.in_flight.next().await {
-                return Err(self.failed("write", error));
+                return Err(self.failed(error));
             }
         }
         Ok(())
     }
 
-    async fn start(
-        &mut self,
-        request: BoxFuture<'static, io::Result<()>>,
-    ) -> Result<(), RoleError> {
-        self.settle(DEPTH - 1).await?;
+    /// Begins a request, which must not touch what others do that are in flight.
+    pub(crate) async fn start(&mut self, request: Request) -> Result<(), RoleError> {
+        self.settle(self.depth - 1).await?;
         self.in_flight.push(request);
         // Begins at once; what is done already is taken away.
         if let Some(Some(Err(error))) = futures::FutureExt::now_or_never(self.in_flight.next()) {
-            return Err(self.failed("write", error));
+            return Err(self.failed(error));
         }
         Ok(())
     }
@@ -116,7 +142,10 @@ impl ImageWriter {
             let piece = data.split_to(data.len().min(REQUEST_BYTES));
             let (device, here) = (self.device.clone(), at);
             at += piece.len() as u64;
-            self.start(Box::pin(async move { device.write(here, vec![piece]).await })).await?;
+            let write = async move {
+                device.write(here, vec![piece]).await.map_err(attempt("write", &device))
+            };
+            self.start(Box::pin(write)).await?;
         }
         Ok(())
     }
@@ -124,31 +153,16 @@ impl ImageWriter {
     /// Begins to write zeros, as holes where that can be.
     pub(crate) async fn zero(&mut self, offset: u64, len: u64) -> Result<(), RoleError> {
         let device = self.device.clone();
-        self.start(Box::pin(async move { device.write_hole(offset, len).await })).await
-    }
-
-    /// Begins to copy a range of `from` to where only zeros are: those are not written.
-    pub(crate) async fn copy(
-        &mut self,
-        from: &Arc<dyn BlockDevice>,
-        offset: u64,
-        len: usize,
-    ) -> Result<(), RoleError> {
-        let (from, device) = (from.clone(), self.device.clone());
-        let request = async move {
-            let data = from.read(offset, len).await?;
-            if data.iter().all(|byte| *byte == 0) {
-                return Ok(());
-            }
-            device.write(offset, vec![data]).await
-        };
-        self.start(Box::pin(request)).await
+        let zero =
+            async move { device.write_hole(offset, len).await.map_err(attempt("write", &device)) };
+        self.start(Box::pin(zero)).await
     }
 
     /// Waits for all requests and makes them last.
     pub(crate) async fn flush(&mut self) -> Result<(), RoleError> {
         self.settle(0).await?;
-        self.device.flush().await.map_err(|e| self.failed("flush", e))
+        let flushed = self.device.flush().await.map_err(attempt("flush", &self.device));
+        flushed.map_err(|e| self.failed(e))
     }
 
     /// Waits for all requests, whatever becomes of them: nobody else may touch the image before.
@@ -185,8 +199,15 @@ pub(crate) async fn write_merged(
     let size = device.size_bytes();
     let merge = {
         let (volume, token) = (volume.to_owned(), token.clone());
-        let size = Lb::from_bytes(size);
-        move || merge_into(&volume, wdiffs, size, MaxIo::NONE, &token, &sender)
+        move || {
+            for record in merged(&volume, wdiffs, Lb::from_bytes(size))? {
+                check(&token)?;
+                if blocking::wait(sender.send(record?)).is_err() {
+                    break;
+                }
+            }
+            Ok::<_, RoleError>(())
+        }
     };
     let merge = tokio::spawn(server_kit::blocking::run_waiting(merge));
     let mut writer = ImageWriter::new(device, volume);
@@ -221,73 +242,21 @@ pub(crate) async fn write_merged(
     result
 }
 
-/// Hands the records of merged diffs, decompressed by all cores, to `sender`, in order. Ends early
-/// when nobody takes them. Blocks.
-pub(crate) fn merge_into(
+/// The records of merged diffs, oldest first, decompressed by all cores. Blocks.
+pub(crate) fn merged(
     volume: &str,
     wdiffs: Vec<WdiffReader>,
     size: Lb,
-    max_io: MaxIo,
-    token: &CancellationToken,
-    sender: &mpsc::Sender<DecodedRecord>,
-) -> Result<(), RoleError> {
+) -> Result<impl Iterator<Item = Result<DecodedRecord, RoleError>>, RoleError> {
     let failed = |e| faults::wdiff(volume, e);
     let inputs: Vec<Records> = wdiffs.into_iter().map(|w| Box::new(w) as Records).collect();
-    let merged = Merger::new(inputs, max_io).map_err(failed)?;
-    for record in decode(merged, blocking::parallelism()) {
-        check(token)?;
+    let merged = Merger::new(inputs, MaxIo::NONE).map_err(failed)?;
+    Ok(decode(merged, blocking::parallelism()).map(move |record| {
         let record = record.map_err(failed)?;
         if record.end() > size {
             let (address, end, image_blocks) = (record.address.0, record.end().0, size.0);
-            return Err(failed(wdiff_format::error::WdiffError::BeyondEnd {
-                address,
-                end,
-                image_blocks,
-            }));
+            return Err(failed(WdiffError::BeyondEnd { address, end, image_blocks }));
         }
-        if server_kit::blocking::wait(sender.send(record)).is_err() {
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-/// Copies all that is not zero to an image that reads as zeros, and flushes. Of two sizes the
-/// smaller one counts: an image may grow meanwhile.
-pub(crate) async fn copy_sparse(
-    from: Arc<dyn BlockDevice>,
-    to: Arc<dyn BlockDevice>,
-    volume: &str,
-    token: &CancellationToken,
-    advance: impl Fn(u64),
-) -> Result<(), RoleError> {
-    let size = from.size_bytes().min(to.size_bytes());
-    let mut writer = ImageWriter::new(to, volume);
-    let copied = async {
-        let mut at = 0;
-        while at < size {
-            let extents = from.extents(at, size - at).await;
-            let extents = extents.map_err(|e| writer.failed("find the holes of", e))?;
-            if extents.is_empty() {
-                let lost = io::Error::other("it has no extents");
-                return Err(writer.failed("find the holes of", lost));
-            }
-            for extent in extents {
-                let end = at + extent.len;
-                while !extent.hole && at < end {
-                    check(token)?;
-                    let len = (end - at).min(REQUEST_BYTES as u64);
-                    writer.copy(&from, at, wlog_format::units::to_usize(len)).await?;
-                    advance(len);
-                    at += len;
-                }
-                advance(end - at);
-                at = end;
-            }
-        }
-        writer.flush().await
-    };
-    let copied = copied.await;
-    writer.drain().await;
-    copied
+        Ok(record)
+    }))
 }

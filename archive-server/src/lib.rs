@@ -49,6 +49,7 @@ mod leases;
 mod load;
 mod merge;
 mod mount;
+mod overlay;
 mod read_snapshot;
 mod rebuild;
 mod receive;

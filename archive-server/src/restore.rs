@@ -1,8 +1,9 @@
-//! Restore: an image of a snapshot, made of a clone of the base image and the diffs up to it
-//! (`semantics.md` §5.7).
+//! Restore: an image of a snapshot, made of the base image and the diffs up to it (`semantics.md`
+//! §5.7): the diffs are written over a clone of it, or both in one pass where there are no clones.
 //!
-//! Invariants: "where is the base image" and the clone of it are one step for an apply
-//! (`image_gate`, `semantics.md` §9.2 #10); the wdiffs are leased until the image is done (I12); an
+//! Invariants: "where is the base image" and the clone of it, or the reading of it, are one step
+//! for an apply (`image_gate`, `semantics.md` §9.2 #10); the wdiffs are leased until the image is
+//! done (I12); what an unfinished apply has written to the base image, the diffs write again; an
 //! image takes its name when it is whole and durable.
 
 use crate::archive::{Archive, turn};
@@ -11,6 +12,7 @@ use crate::faults;
 use crate::image;
 use crate::jobs::{Job, RESTORE, RESYNC};
 use crate::leases::Lease;
+use crate::overlay;
 use crate::record::Elsewhere;
 use crate::verify;
 use crate::volume::{Catalogue, Volume};
@@ -22,10 +24,12 @@ use server_kit::operations::{OperationHandle, Outcome};
 use server_kit::pace::Pace;
 use server_kit::{blocking, clock};
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::OwnedRwLockReadGuard;
-use wdiff_format::gid::{BaseState, Diff, Gid};
+use wdiff_format::gid::Gid;
+use wdiff_format::open::WdiffReader;
 use wlog_format::units::Lb;
 
 /// Names of wdiffs that a plan tells: more do not fit a message.
@@ -35,7 +39,6 @@ const NAMES_MAX: usize = 1000;
 struct Plan {
     gid: Gid,
     timestamp: u64,
-    base: BaseState,
     /// The diffs, whose files stay for as long as the plan does.
     lease: Lease,
     target: Target,
@@ -184,7 +187,6 @@ async fn release(archive: &Arc<Archive>, volume: &Arc<Volume>, plan: Plan, faile
 pub(crate) struct Selected {
     pub(crate) gid: Gid,
     pub(crate) timestamp: u64,
-    base: BaseState,
     pub(crate) lease: Lease,
 }
 
@@ -216,7 +218,7 @@ pub(crate) fn select(
         let timestamp = list.last().map_or(c.base.timestamp, |d| d.timestamp);
         // Under the lock: no apply can take them out of the catalogue and delete them in between.
         let lease = volume.leases.take(list);
-        Ok(Selected { gid, timestamp, base: c.base, lease })
+        Ok(Selected { gid, timestamp, lease })
     })
 }
 
@@ -225,14 +227,14 @@ fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
         let message = "restore what: a gid or a time is needed";
         RoleError::bad_request(message).with_volume(&volume.name)
     })?;
-    let Selected { gid, timestamp, base, lease } = select(volume, point)?;
+    let Selected { gid, timestamp, lease } = select(volume, point)?;
     let target = if request.to_path.is_empty() {
         Target::Own(gid)
     } else {
         let chosen = elsewhere(PathBuf::from(&request.to_path));
         chosen.map_err(|e| e.with_volume(&volume.name))?
     };
-    Ok(Plan { gid, timestamp, base, lease, target })
+    Ok(Plan { gid, timestamp, lease, target })
 }
 
 fn no_target(path: &Path, why: &str) -> RoleError {
@@ -343,30 +345,24 @@ async fn make(
     gate: OwnedRwLockReadGuard<()>,
 ) -> Result<Outcome, RoleError> {
     let (name, size) = (volume.name.as_str(), volume.size());
-    let rounds = rounds(plan, archive.settings.max_open);
-    handle.set_total(size.bytes().saturating_mul(1 + rounds.len() as u64));
+    let mut rounds = rounds(plan.lease.len(), archive.settings.max_open).into_iter();
     let advance = |bytes| handle.advance(bytes);
     let (owner, here, target) = (archive.clone(), volume.clone(), plan.target.clone());
     let cloned = blocking::run(move || target.lay_out(&owner, &here, size)).await?;
     let device = plan.target.open(archive, volume, size).await?;
     if cloned {
+        handle.set_total(size.bytes().saturating_mul(1 + rounds.len() as u64));
         advance(size.bytes());
     } else {
-        let from = volume.open_image(Image::Base, size).await?;
-        image::copy_sparse(from, device.clone(), name, &job.token, advance).await?;
+        handle.set_total(size.bytes().saturating_mul(rounds.len().max(1) as u64));
+        let base = volume.open_image(Image::Base, size).await?;
+        let wdiffs = open(volume, plan, rounds.next().unwrap_or(0..0)).await?;
+        let images = (base, device.clone());
+        overlay::write(images, name, wdiffs, &job.token, advance).await?;
     }
     drop(gate);
-    let mut first = 0;
     for round in rounds {
-        let which = first..first + round.len();
-        first = which.end;
-        let (owner, lease) = (volume.clone(), plan.lease.clone());
-        let open = move || {
-            let open =
-                |names: &[String]| image::open_wdiffs(owner.name.as_str(), &*owner.dir, names);
-            lease.open(which, open)
-        };
-        let wdiffs = blocking::run(open).await?;
+        let wdiffs = open(volume, plan, round).await?;
         let free = &mut Pace::new(0);
         image::write_merged(device.clone(), name, wdiffs, &job.token, free, advance).await?;
     }
@@ -377,16 +373,25 @@ async fn make(
     Ok(Outcome { gid: Some(plan.gid.0), path: Some(path) })
 }
 
-/// The diffs in portions that can be open together; the first one has all that an unfinished apply
-/// needs.
-fn rounds(plan: &Plan, max_open: usize) -> Vec<&[Diff]> {
-    let diffs = plan.lease.diffs();
-    let mut first = max_open.max(1).min(diffs.len());
-    while first < diffs.len() && !diffs.get(..first).is_some_and(|list| plan.base.can_apply(list)) {
-        first += 1;
-    }
-    let (first, rest) = diffs.split_at(first);
-    std::iter::once(first).filter(|r| !r.is_empty()).chain(rest.chunks(max_open.max(1))).collect()
+/// Opens wdiffs of the plan, by their numbers.
+async fn open(
+    volume: &Arc<Volume>,
+    plan: &Plan,
+    which: Range<usize>,
+) -> Result<Vec<WdiffReader>, RoleError> {
+    let (owner, lease) = (volume.clone(), plan.lease.clone());
+    let open = move || {
+        let open = |names: &[String]| image::open_wdiffs(owner.name.as_str(), &*owner.dir, names);
+        lease.open(which, open)
+    };
+    blocking::run(open).await
+}
+
+/// The numbers of `diffs` diffs in portions that can be open together.
+fn rounds(diffs: usize, max_open: usize) -> Vec<Range<usize>> {
+    let max_open = max_open.max(1);
+    let portion = |begin: usize| begin..diffs.min(begin.saturating_add(max_open));
+    (0..diffs).step_by(max_open).map(portion).collect()
 }
 
 /// Deletes a restored image. Blocks.

@@ -17,7 +17,7 @@ use common::hooked::{Access, Hooked};
 use common::{Archive, Device, VOLUME, filled, same, until};
 use proto::v1::restore_request::Point;
 use proto::v1::{OperationStatus, RestoreRequest};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use tokio::sync::Semaphore;
 
 fn device() -> Device {
@@ -79,18 +79,17 @@ async fn an_apply_begins_to_write_only_after_the_base_image_was_copied() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wdiffs_that_a_restore_still_needs_outlive_the_apply() {
     let (dir, device) = (tempfile::tempdir().unwrap(), device());
-    // The copy of the base image passes: half a megabyte at the start and at the end.
-    let gate = Arc::new(Semaphore::new(2));
-    let seen = gate.clone();
+    // What the base image is read for passes, to the flush behind it.
+    let gate = Arc::new(Semaphore::new(OPEN));
+    let (seen, first) = (gate.clone(), Once::new());
     let images = Hooked::images(move |access, path| {
-        let mine = access == Access::Write && path.to_string_lossy().ends_with("3.img.tmp");
+        let mine = path.to_string_lossy().ends_with("3.img.tmp");
+        if mine && access == Access::Flush {
+            first.call_once(|| close(&seen));
+        }
+        let waits = mine && access == Access::Write;
         let gate = seen.clone();
-        Box::pin(async move {
-            if mine {
-                gate.acquire().await.map_err(std::io::Error::other)?.forget();
-            }
-            Ok(())
-        })
+        Box::pin(async move { if waits { pass(gate).await } else { Ok(()) } })
     });
     let settings = Settings { max_open: 1, ..common::settings() };
     let archive = Archive::with(&dir, settings, images);

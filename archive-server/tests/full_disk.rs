@@ -165,7 +165,7 @@ async fn a_disk_that_fills_up_on_the_way_leaves_no_half_made_file() {
     let archive = Archive::with(&dir, settings, Arc::new(FileImages));
     let device = Device::new(2048, 5);
     let mut client = filled(&archive, &device).await;
-    let filler = small.fill(512 << 10);
+    let filler = small.fill(256 << 10);
     let record = DiffRecord::from_raw(Lb(0), noise(3, 1 << 20).into()).unwrap();
     // Larger than what is left; the sender did not know its size.
     let large = wdiff(&[record], common::UUID);

@@ -133,7 +133,8 @@ pub fn sort(
 }
 
 /// Is there no other byte than 0?
-pub(crate) fn is_zero(data: &[u8]) -> bool {
+#[must_use]
+pub fn is_zero(data: &[u8]) -> bool {
     // Chunk by chunk: each by wide registers, and the first one decides for most data.
     data.chunks(256).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 pub enum Access {
     Read,
     Write,
+    Flush,
 }
 
 type Hook = dyn Fn(Access, &Path) -> BoxFuture<'static, io::Result<()>> + Send + Sync;
@@ -62,7 +63,10 @@ impl BlockDevice for Device {
         })
     }
     fn flush(&self) -> BoxFuture<'_, io::Result<()>> {
-        self.inner.flush()
+        Box::pin(async move {
+            (self.hook)(Access::Flush, &self.path).await?;
+            self.inner.flush().await
+        })
     }
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, io::Result<()>> {
         self.inner.discard(offset, len)

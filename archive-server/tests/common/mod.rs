@@ -236,6 +236,15 @@ impl Device {
         self.steps.push(records);
     }
 
+    /// Discards a range of blocks, as one record.
+    pub fn discard(&mut self, blocks: std::ops::Range<usize>) {
+        let mut image = self.now().to_vec();
+        image[blocks.start * 512..blocks.end * 512].fill(0);
+        let (address, payload) = (Lb(blocks.start as u64), Payload::Discard);
+        self.history.push(image);
+        self.steps.push(vec![DiffRecord { address, blocks: blocks.len() as u32, payload }]);
+    }
+
     /// Becomes an image of the same size, by writes of 4 KiB.
     pub fn become_image(&mut self, image: Vec<u8>) {
         assert_eq!(image.len(), self.now().len());
