@@ -188,7 +188,7 @@ async fn begin(
     let bad = |why: String| RoleError::bad_request(why).with_volume(&name);
     let log_uuid =
         proto::convert::uuid(&start.log_uuid).map_err(|e| bad(format!("log_uuid: {e}")))?;
-    let seed = Seed::new(&start.seed).ok_or_else(|| bad("a seed has 32 bytes".into()))?;
+    let seed = Seed::of(start).map_err(|e| e.with_volume(&name))?;
     let unknown = || {
         let message = format!("no hash sync of volume {name} is announced by that session");
         RoleError::wrong_peer(message).with_volume(&name).with_next_step("announce it again")

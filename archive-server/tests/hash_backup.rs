@@ -186,6 +186,7 @@ async fn a_cut_at_any_point_changes_nothing_and_the_next_attempt_succeeds() {
             log_uuid: bytes::Bytes::copy_from_slice(&NEW.0),
             size_lb: BLOCKS as u64,
             seed: vec![5; 32].into(),
+            protocol: server_kit::hash_sync::PROTOCOL,
             ..HashSyncStart::default()
         };
         let chunk = |from: usize, to: usize| {

@@ -76,7 +76,7 @@ impl Archive for Fake {
         if let Trouble::OtherSize(by) = self.trouble {
             start.size_lb = start.size_lb.checked_add_signed(by).unwrap();
         }
-        let seed = Seed::new(&start.seed).unwrap();
+        let seed = Seed::of(&start).unwrap();
         let spans = hash_sync::spans(&start).unwrap();
         let cells = scan::cells(self.image.clone(), spans, 0);
         let (replies, receiver) = mpsc::channel(8);
@@ -312,12 +312,49 @@ async fn only_the_ranges_that_were_asked_for_are_compared() {
     let start = HashSyncStart { only_ranges: true, ranges, ..whole() };
     let outcome = sync(&theirs, &own, Trouble::None, start).await;
     let mut expected = theirs.clone();
-    expected[5 << 20..6 << 20].copy_from_slice(&own[5 << 20..6 << 20]);
+    expected[5 << 20..][..64 << 10].copy_from_slice(&own[5 << 20..][..64 << 10]);
     assert!(outcome.result.unwrap().0 == expected);
     let start = HashSyncStart { only_ranges: true, ..whole() };
     let outcome = sync(&theirs, &own, Trouble::None, start).await;
     assert_eq!(outcome.sent.unwrap().differing_bytes, 0);
     assert!(outcome.result.unwrap().0 == theirs);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scattered_regions_cost_little_more_than_what_differs_in_them() {
+    let theirs = noise(1, 64 << 20);
+    let mut own = theirs.clone();
+    let mut ranges = Vec::new();
+    // One block of each seventh region; what is written besides is not looked at.
+    for region in (0..1024).step_by(7) {
+        let begin = region * (64 << 10);
+        own[begin + region % 16 * 4096] ^= 1;
+        ranges.push(ByteRange { begin: begin as u64, end: begin as u64 + (64 << 10) });
+    }
+    let expected = own.clone();
+    own[64 << 10] ^= 1;
+    let changed = ranges.len() * 4096;
+    let start = HashSyncStart { only_ranges: true, ranges, ..whole() };
+    let outcome = sync(&theirs, &own, Trouble::None, start).await;
+    assert!(outcome.result.unwrap().0 == expected);
+    assert_eq!(outcome.sent.unwrap().differing_bytes, changed as u64);
+    let ratio = outcome.wire_bytes as f64 / changed as f64;
+    println!("1 block of a region each: {ratio:.4} of the changed bytes on the wire");
+    assert!(ratio <= 1.05, "{ratio}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_of_another_protocol_is_refused_with_what_to_do() {
+    let start = |protocol| HashSyncStart { protocol, seed: vec![7; 32].into(), ..whole() };
+    assert!(Seed::of(&start(hash_sync::PROTOCOL)).is_ok());
+    for other in [0, hash_sync::PROTOCOL + 1] {
+        let error = Seed::of(&start(other)).err().unwrap();
+        assert_eq!(error.reason(), Reason::BadRequest);
+        assert!(error.full_message().contains(&format!("protocol {other} ")), "{error}");
+        assert!(error.detail().next_step.contains("same version"), "{error}");
+    }
+    let short = HashSyncStart { seed: vec![7; 31].into(), ..start(hash_sync::PROTOCOL) };
+    assert_eq!(Seed::of(&short).err().unwrap().reason(), Reason::BadRequest);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

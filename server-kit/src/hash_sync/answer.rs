@@ -1,7 +1,7 @@
 //! The side that has the image: tells how it looks in hashes, and which parts of it differ when it
 //! is asked.
 
-use super::WINDOW_CELLS;
+use super::WINDOW_BYTES;
 use super::tree::{LEVELS, PART_HASH, Seed, Tree, hashed, parallel};
 use crate::error::RoleError;
 use crate::scan::{Bulks, CELL_BYTES};
@@ -11,9 +11,10 @@ use proto::v1::hash_sync_reply::Step;
 use proto::v1::{BulkHashes, BulkRefs, HashSyncReply};
 use std::collections::VecDeque;
 use tokio::sync::mpsc;
+use wlog_format::units::to_usize;
 
-/// Cells whose hashes go into one message, when they are there.
-const CHUNK_CELLS: usize = WINDOW_CELLS / 2;
+/// Cells whose hashes go into one message, when they are there: half the window, of whole cells.
+const CHUNK_CELLS: usize = to_usize(WINDOW_BYTES / CELL_BYTES / 2);
 
 /// Questions that may wait: more than a sender that keeps to the rules ever has. Whoever takes them
 /// off the wire must not wait for room, since the sender may be waiting to send data.
@@ -38,14 +39,14 @@ pub async fn answer(
         .try_buffered(parallel())
         .map_ok(|(_, tree)| tree)
         .ready_chunks(CHUNK_CELLS);
-    let mut known: VecDeque<Tree> = VecDeque::new();
+    let mut known = Known::default();
     let mut ended = false;
     loop {
-        let room = known.len() <= WINDOW_CELLS - CHUNK_CELLS;
+        let room = known.bytes <= WINDOW_BYTES - CHUNK_CELLS as u64 * CELL_BYTES;
         let messages = tokio::select! {
             asked = refs.recv() => match asked {
                 None => return Ok(()),
-                Some(asked) => told(&mut known, &asked)?.into_iter().collect(),
+                Some(asked) => known.told(&asked)?.into_iter().collect(),
             },
             chunk = hashes.next(), if room && !ended => match chunk {
                 None => {
@@ -55,7 +56,7 @@ pub async fn answer(
                 Some(chunk) => {
                     let trees = chunk.into_iter().collect::<Result<Vec<_>, _>>()?;
                     let messages = bulk_messages(&seed, &trees);
-                    known.extend(trees);
+                    known.add(trees);
                     messages
                 }
             },
@@ -72,9 +73,8 @@ pub async fn answer(
 fn bulk_messages(seed: &Seed, trees: &[Tree]) -> Vec<Step> {
     let bulk_bytes = u32::try_from(LEVELS[0]).unwrap_or(u32::MAX);
     let mut messages = Vec::new();
-    let follows =
-        |a: &Tree, b: &Tree| a.offset + a.len == b.offset && a.is_zero(seed) == b.is_zero(seed);
-    for run in trees.chunk_by(|a, b| follows(a, b)) {
+    // Which cells follow each other both sides know.
+    for run in trees.chunk_by(|a, b| a.is_zero(seed) == b.is_zero(seed)) {
         let Some(first) = run.first() else { continue };
         let (hashes, repeat) = if first.is_zero(seed) {
             let one = first.bulks().split_at(1).0.as_flattened();
@@ -90,33 +90,51 @@ fn bulk_messages(seed: &Seed, trees: &[Tree]) -> Vec<Step> {
     messages
 }
 
-/// The answer to a question, if it is one; what is over is forgotten.
-fn told(known: &mut VecDeque<Tree>, asked: &BulkRefs) -> Result<Option<Step>, RoleError> {
-    while known.front().is_some_and(|tree| tree.offset + tree.len <= asked.done_bytes) {
-        known.pop_front();
+/// What was hashed and is not over.
+#[derive(Default)]
+struct Known {
+    trees: VecDeque<Tree>,
+    /// How much of the image that is.
+    bytes: u64,
+}
+
+impl Known {
+    fn add(&mut self, trees: Vec<Tree>) {
+        self.bytes += trees.iter().map(|tree| tree.len).sum::<u64>();
+        self.trees.extend(trees);
     }
-    let Some(&first) = asked.offset_bytes.first() else { return Ok(None) };
-    let level = LEVELS.windows(2).position(|pair| match *pair {
-        [range, part] => (range, part) == (asked.range_bytes.into(), asked.part_bytes.into()),
-        _ => false,
-    });
-    let strange = |what: String| RoleError::bad_request(format!("in a hash sync, {what}"));
-    let level = level.ok_or_else(|| strange("hashes of unknown ranges are asked for".into()))?;
-    let mut hashes = BytesMut::new();
-    for &offset in &asked.offset_bytes {
-        let index = known.partition_point(|tree| tree.offset + tree.len <= offset);
-        let before = hashes.len();
-        for (_, hash) in known.get(index).into_iter().flat_map(|t| t.parts(level, offset)) {
-            hashes.put_slice(hash.split_at(PART_HASH).0);
+
+    /// The answer to a question, if it is one; what is over is forgotten.
+    fn told(&mut self, asked: &BulkRefs) -> Result<Option<Step>, RoleError> {
+        let over = |tree: &mut Tree| tree.offset + tree.len <= asked.done_bytes;
+        while let Some(tree) = self.trees.pop_front_if(over) {
+            self.bytes -= tree.len;
         }
-        if hashes.len() == before {
-            return Err(strange(format!("hashes at byte {offset} are asked for, out of turn")));
+        if asked.steps.is_empty() {
+            return Ok(None);
         }
+        let level = LEVELS.windows(2).position(|pair| match *pair {
+            [range, part] => (range, part) == (asked.range_bytes.into(), asked.part_bytes.into()),
+            _ => false,
+        });
+        let strange = |what: String| RoleError::bad_request(format!("in a hash sync, {what}"));
+        let level =
+            level.ok_or_else(|| strange("hashes of unknown ranges are asked for".into()))?;
+        let mut hashes = BytesMut::new();
+        let mut offset = 0_u64;
+        for step in &asked.steps {
+            offset = offset.saturating_add(step.saturating_mul(asked.part_bytes.into()));
+            let index = self.trees.partition_point(|tree| tree.offset + tree.len <= offset);
+            let before = hashes.len();
+            for (_, hash) in self.trees.get(index).into_iter().flat_map(|t| t.parts(level, offset))
+            {
+                hashes.put_slice(hash.split_at(PART_HASH).0);
+            }
+            if hashes.len() == before {
+                return Err(strange(format!("hashes at byte {offset} are asked for, out of turn")));
+            }
+        }
+        let (hashes, bulk_bytes) = (hashes.freeze(), asked.part_bytes);
+        Ok(Some(Step::Blocks(BulkHashes { offset_bytes: 0, bulk_bytes, hashes, repeat: 0 })))
     }
-    Ok(Some(Step::Blocks(BulkHashes {
-        offset_bytes: first,
-        bulk_bytes: asked.part_bytes,
-        hashes: hashes.freeze(),
-        repeat: 0,
-    })))
 }

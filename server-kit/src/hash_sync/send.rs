@@ -1,6 +1,7 @@
 //! The side that has the newer content: compares its own cells with the archive's hashes, asks
 //! where they differ, and sends what differs.
 
+use super::PROTOCOL;
 use super::tree::{BLOCK_BYTES, BULK_HASH, LEVELS, PART_HASH, Seed, Tree, hashed, parallel};
 use crate::blocking::{self, Work};
 use crate::chunks::ChunkSender;
@@ -29,10 +30,10 @@ use wdiff_format::split::MaxIo;
 use wdiff_format::write::{WriteOptions, write_records};
 use wlog_format::units::{Lb, to_usize};
 
-/// Cells that may differ and wait for the archive to say where.
-const UNDECIDED_MAX: usize = 48;
-/// Cells of one question.
-const QUESTION_CELLS: usize = 16;
+/// Bytes of cells that may differ and wait for the archive to say where.
+const UNDECIDED_BYTES: u64 = 48 * scan::CELL_BYTES;
+/// A question is asked when its cells have so many bytes.
+const QUESTION_BYTES: u64 = 16 * scan::CELL_BYTES;
 /// The archive hears at least so often how far the comparison is.
 const TELL: Duration = Duration::from_secs(5);
 /// Messages between the comparison and the connection.
@@ -40,7 +41,7 @@ const QUEUE: usize = 4;
 
 /// The most memory that one [`send`] takes: cells read ahead, undecided, and on their way.
 pub const MEMORY_BYTES: u64 =
-    (scan::DEPTH + UNDECIDED_MAX + 2 * QUESTION_CELLS + 16) as u64 * (1 << 20);
+    UNDECIDED_BYTES + 2 * QUESTION_BYTES + (scan::DEPTH as u64 + 16) * scan::CELL_BYTES;
 
 /// What is compared and how it is sent.
 pub struct Sending<'a> {
@@ -79,8 +80,8 @@ pub async fn send(
     if start.seed.is_empty() {
         start.seed = random_seed();
     }
-    let seed = Seed::new(&start.seed);
-    let seed = seed.ok_or_else(|| RoleError::bad_request("a seed of a hash sync has 32 bytes"))?;
+    start.protocol = PROTOCOL;
+    let seed = Seed::of(&start)?;
     let uuid = proto::convert::uuid(&start.log_uuid);
     let uuid = uuid.map_err(|e| RoleError::bad_request(format!("log_uuid: {e}")))?;
     progress.set_total(super::spans(&start)?.iter().map(|s| s.end - s.start).sum());
@@ -104,6 +105,7 @@ pub async fn send(
         progress,
         expected: VecDeque::new(),
         gathered: Vec::new(),
+        gathered_bytes: 0,
         asked: VecDeque::new(),
         undecided: 0,
         compared: 0,
@@ -194,7 +196,8 @@ fn writer(
 
 /// Hashes of bulks that arrived and were not compared yet.
 struct Expected {
-    offset: u64,
+    /// Of the first cell, until it is compared.
+    offset: Option<u64>,
     hashes: Bytes,
     /// > 0: so many bulks have the one hash.
     repeat: u64,
@@ -205,6 +208,14 @@ struct Differing {
     cell: Bulk,
     tree: Tree,
     ranges: Vec<u64>,
+}
+
+impl Differing {
+    /// The ranges of a level that have several parts.
+    fn unclear(&self, level: usize) -> impl Iterator<Item = u64> {
+        let several = move |range: &u64| self.tree.parts(level, *range).nth(1).is_some();
+        self.ranges.iter().copied().filter(several)
+    }
 }
 
 /// A question that waits for its answer: of which level the ranges are, and of which cells.
@@ -222,9 +233,11 @@ struct Comparison<'a> {
     expected: VecDeque<Expected>,
     /// Cells that differ and were not asked about yet.
     gathered: Vec<Differing>,
+    gathered_bytes: u64,
     /// Questions in the order of their answers.
     asked: VecDeque<Question>,
-    undecided: usize,
+    /// Bytes of all cells that differ and are not with the writer yet.
+    undecided: u64,
     /// Everything below is equal or undecided.
     compared: u64,
     told: u64,
@@ -240,7 +253,7 @@ impl Comparison<'_> {
         let mut ends = (false, false);
         let mut tell = tokio::time::interval(TELL);
         while ends != (true, true) || head.is_some() || self.undecided > 0 {
-            let room = head.is_none() && self.undecided < UNDECIDED_MAX;
+            let room = head.is_none() && self.undecided < UNDECIDED_BYTES;
             tokio::select! {
                 step = next(&mut self.replies, self.peer) => match step? {
                     Told::Bulks(hashes) => self.expect(hashes)?,
@@ -252,7 +265,7 @@ impl Comparison<'_> {
                     Some(cell) => head = Some(cell?),
                     None => ends.0 = true,
                 },
-                _ = tell.tick() => self.tell(&[], 0).await,
+                _ = tell.tick() => self.tell_done().await,
             }
             self.compare_all(&mut head, &mut ends.0, &mut own).await?;
             if ends.1 && self.expected.is_empty() && head.is_some() {
@@ -273,7 +286,7 @@ impl Comparison<'_> {
         own: &mut (impl Stream<Item = Result<(Bulk, Tree), RoleError>> + Unpin),
     ) -> Result<(), RoleError> {
         loop {
-            if head.is_none() && !*own_ended && self.undecided < UNDECIDED_MAX {
+            if head.is_none() && !*own_ended && self.undecided < UNDECIDED_BYTES {
                 match futures::FutureExt::now_or_never(own.next()) {
                     Some(Some(cell)) => *head = Some(cell?),
                     Some(None) => *own_ended = true,
@@ -288,28 +301,28 @@ impl Comparison<'_> {
             self.compared = tree.offset + tree.len;
             self.progress.advance(tree.len);
             if !ranges.is_empty() {
-                self.undecided += 1;
+                self.undecided += tree.len;
+                self.gathered_bytes += tree.len;
                 self.gathered.push(Differing { cell, tree, ranges });
-                if self.gathered.len() == QUESTION_CELLS {
-                    self.ask_gathered().await;
+                if self.gathered_bytes >= QUESTION_BYTES {
+                    self.ask_gathered().await?;
                 }
             }
         }
         if self.asked.is_empty() {
             // Otherwise more may be gathered for one question while the answers are on their way.
-            self.ask_gathered().await;
+            self.ask_gathered().await?;
         }
-        if self.done_bytes() >= self.told + super::WINDOW_CELLS as u64 / 8 * scan::CELL_BYTES {
-            self.tell(&[], 0).await;
+        if self.done_bytes() >= self.told + super::WINDOW_BYTES / 8 {
+            self.tell_done().await;
         }
         Ok(())
     }
 
-    async fn ask_gathered(&mut self) {
-        if !self.gathered.is_empty() {
-            let cells = std::mem::take(&mut self.gathered);
-            self.ask(Question { level: 0, cells }).await;
-        }
+    async fn ask_gathered(&mut self) -> Result<(), RoleError> {
+        self.gathered_bytes = 0;
+        let cells = std::mem::take(&mut self.gathered);
+        self.ask(0, cells).await
     }
 
     /// Below this nothing needs to be asked any more.
@@ -319,24 +332,53 @@ impl Comparison<'_> {
         undecided.unwrap_or(self.compared)
     }
 
-    async fn tell(&mut self, offsets: &[u64], level: usize) {
+    async fn tell_done(&mut self) {
+        self.tell(std::iter::empty(), 0).await;
+    }
+
+    async fn tell(&mut self, offsets: impl Iterator<Item = u64>, level: usize) {
         self.told = self.done_bytes();
-        let bytes = |level: usize| LEVELS.get(level).and_then(|b| u32::try_from(*b).ok());
+        let bytes = |level: usize| LEVELS.get(level).copied().unwrap_or_default();
+        let (range, part) = (bytes(level), bytes(level + 1));
+        let mut last = 0;
+        // The cells of a question ascend, and their ranges.
+        let step = |offset| (offset - std::mem::replace(&mut last, offset)) / part;
         let refs = BulkRefs {
-            offset_bytes: offsets.to_vec(),
-            range_bytes: bytes(level).unwrap_or_default(),
-            part_bytes: bytes(level + 1).unwrap_or_default(),
+            steps: offsets.map(step).collect(),
+            range_bytes: u32::try_from(range).unwrap_or_default(),
+            part_bytes: u32::try_from(part).unwrap_or_default(),
             done_bytes: self.told,
         };
         // When nobody takes it, the next reply says why.
         put(&self.requests, Step::Wanted(refs)).await;
     }
 
-    async fn ask(&mut self, question: Question) {
-        let offsets = question.cells.iter().flat_map(|c| &c.ranges).copied().collect::<Vec<_>>();
-        let level = question.level;
-        self.asked.push_back(question);
-        self.tell(&offsets, level).await;
+    /// Asks where the ranges of a level differ; those that cannot be told further go to the writer.
+    async fn ask(&mut self, mut level: usize, cells: Vec<Differing>) -> Result<(), RoleError> {
+        while level + 1 < LEVELS.len() {
+            let asked = cells.iter().flat_map(|cell| cell.unclear(level)).collect::<Vec<_>>();
+            if !asked.is_empty() {
+                self.asked.push_back(Question { level, cells });
+                self.tell(asked.into_iter(), level).await;
+                return Ok(());
+            }
+            // Each range is its only part.
+            level += 1;
+        }
+        self.write(cells).await
+    }
+
+    /// Hands cells to the writer of which it is known which blocks differ.
+    async fn write(&mut self, cells: Vec<Differing>) -> Result<(), RoleError> {
+        self.undecided -= cells.iter().map(|differing| differing.tree.len).sum::<u64>();
+        let records: Vec<DiffRecord> = cells.iter().flat_map(records).collect();
+        let blocks: u64 = records.iter().map(|r| u64::from(r.blocks)).sum();
+        self.differing_bytes += Lb(blocks).bytes();
+        if !records.is_empty() && self.records.send(records).await.is_err() {
+            let gone = RoleError::cancelled("the writer of the wdiff has given up");
+            return Err(why(&mut self.replies, self.peer, gone).await);
+        }
+        Ok(())
     }
 
     fn expect(&mut self, told: BulkHashes) -> Result<(), RoleError> {
@@ -348,14 +390,14 @@ impl Comparison<'_> {
         if !whole || u64::from(bulk_bytes) != LEVELS[0] {
             return Err(strange(self.peer, "hashes bulks of another size"));
         }
-        self.expected.push_back(Expected { offset, hashes, repeat });
+        self.expected.push_back(Expected { offset: Some(offset), hashes, repeat });
         Ok(())
     }
 
     /// The bulks of a cell that differ; `None` while the archive has not told all of its hashes.
     fn differing(&mut self, tree: &Tree) -> Result<Option<Vec<u64>>, RoleError> {
         let Some(expected) = self.expected.front_mut() else { return Ok(None) };
-        if expected.offset != tree.offset {
+        if expected.offset.take().is_some_and(|offset| offset != tree.offset) {
             return Err(strange(self.peer, "hashes other bulks than it was asked to"));
         }
         let mut differing = Vec::new();
@@ -372,7 +414,6 @@ impl Comparison<'_> {
                 _ => {}
             }
             expected.repeat = expected.repeat.saturating_sub(1);
-            expected.offset = (offset + LEVELS[0]).min(tree.offset + tree.len);
         }
         if expected.hashes.is_empty() {
             self.expected.pop_front();
@@ -390,6 +431,10 @@ impl Comparison<'_> {
             let mut parts = Vec::new();
             for &range in &differing.ranges {
                 let before = parts.len();
+                if tree.parts(level, range).nth(1).is_none() {
+                    parts.push(range);
+                    continue;
+                }
                 for (offset, own) in tree.parts(level, range) {
                     if hashes.len() < PART_HASH {
                         return Err(strange(self.peer, "answers with too few hashes"));
@@ -408,19 +453,7 @@ impl Comparison<'_> {
         if !hashes.is_empty() {
             return Err(strange(self.peer, "answers with too many hashes"));
         }
-        if level + 2 < LEVELS.len() {
-            self.ask(Question { level: level + 1, cells }).await;
-            return Ok(());
-        }
-        self.undecided -= cells.len();
-        let records: Vec<DiffRecord> = cells.iter().flat_map(records).collect();
-        let blocks: u64 = records.iter().map(|r| u64::from(r.blocks)).sum();
-        self.differing_bytes += Lb(blocks).bytes();
-        if self.records.send(records).await.is_err() {
-            let gone = RoleError::cancelled("the writer of the wdiff has given up");
-            return Err(why(&mut self.replies, self.peer, gone).await);
-        }
-        Ok(())
+        self.ask(level + 1, cells).await
     }
 }
 

@@ -1,7 +1,10 @@
 //! The hashes of one cell: of its blocks, and of the ranges that they make.
 
+use super::PROTOCOL;
 use crate::error::RoleError;
-use crate::scan::{Bulk, CELL_BYTES, Content};
+use crate::scan::{Bulk, CELL_BYTES, Content, GRAIN_BYTES};
+use highway::{HighwayHash, HighwayHasher, Key};
+use proto::v1::HashSyncStart;
 use std::sync::Arc;
 use wlog_format::units::to_usize;
 
@@ -10,6 +13,10 @@ pub const BLOCK_BYTES: u64 = 4096;
 
 /// Sizes of the ranges that are compared: bulks, their parts, blocks.
 pub const LEVELS: [u64; 4] = [256 << 10, 64 << 10, 16 << 10, BLOCK_BYTES];
+const _: () = assert!(GRAIN_BYTES.is_multiple_of(LEVELS[1]), "questions step by whole parts");
+
+/// So much is hashed in the time that a worker thread takes to begin.
+const AT_ONCE_BYTES: u64 = 2 * GRAIN_BYTES;
 
 /// Bytes of a bulk's hash on the wire, and of a part's.
 pub(super) const BULK_HASH: usize = 16;
@@ -23,28 +30,41 @@ type Hashes = [Vec<Hash>; LEVELS.len()];
 /// The key of a session's hashes, with the hashes of zeroes, which are needed often.
 #[derive(Clone)]
 pub struct Seed {
-    key: [u8; 32],
+    key: Key,
     zeros: Arc<Hashes>,
 }
 
 impl Seed {
-    /// The seed of these bytes; `None` unless there are 32.
-    #[must_use]
-    pub fn new(key: &[u8]) -> Option<Self> {
-        let key = key.try_into().ok()?;
-        let zeros = Arc::new(hashes(&key, &vec![0; to_usize(CELL_BYTES)]));
-        Some(Self { key, zeros })
+    /// That of a session.
+    ///
+    /// # Errors
+    /// It has not 32 bytes; the other side hashes in another way.
+    pub fn of(start: &HashSyncStart) -> Result<Self, RoleError> {
+        let found = start.protocol;
+        if found != PROTOCOL {
+            let message = format!(
+                "the sender compares by protocol {found} of the hash sync, this server by {PROTOCOL}"
+            );
+            return Err(RoleError::bad_request(message)
+                .with_next_step("install the same version on both servers"));
+        }
+        let bad = || RoleError::bad_request("a seed of a hash sync has 32 bytes");
+        let bytes: &[u8; 32] = (&*start.seed).try_into().map_err(|_| bad())?;
+        let mut key = Key::default();
+        for (word, bytes) in key.0.iter_mut().zip(bytes.as_chunks().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        let zeros = Arc::new(hashes(key, &vec![0; to_usize(CELL_BYTES)]));
+        Ok(Self { key, zeros })
     }
 }
 
-fn hash(key: &[u8; 32], data: &[u8]) -> Hash {
-    let hash = blake3::keyed_hash(key, data);
-    let mut short = Hash::default();
-    short.copy_from_slice(hash.as_bytes().split_at(BULK_HASH).0);
-    short
+fn hash(key: Key, data: &[u8]) -> Hash {
+    let [low, high] = HighwayHasher::new(key).hash128(data);
+    (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
 }
 
-fn hashes(key: &[u8; 32], data: &[u8]) -> Hashes {
+fn hashes(key: Key, data: &[u8]) -> Hashes {
     let blocks: Vec<Hash> =
         data.chunks(to_usize(BLOCK_BYTES)).map(|block| hash(key, block)).collect();
     let up = |below: &[Hash], factor: u64| -> Vec<Hash> {
@@ -64,13 +84,13 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Hashes a cell. Blocks for about a millisecond when it has data.
+    /// Hashes a cell. Blocks for about a tenth of a millisecond when it is full of data.
     fn of(seed: &Seed, cell: &Bulk) -> Self {
         let (offset, len) = (cell.offset, cell.len());
         let hashes = match &cell.content {
             Content::Zeros(CELL_BYTES) => seed.zeros.clone(),
-            Content::Zeros(len) => Arc::new(hashes(&seed.key, &vec![0; to_usize(*len)])),
-            Content::Data(data) => Arc::new(hashes(&seed.key, data)),
+            Content::Zeros(len) => Arc::new(hashes(seed.key, &vec![0; to_usize(*len)])),
+            Content::Data(data) => Arc::new(hashes(seed.key, data)),
         };
         Self { offset, len, hashes }
     }
@@ -104,9 +124,9 @@ impl Tree {
     }
 }
 
-/// A hashed cell: by a worker thread, unless it is all zeroes.
+/// A hashed cell: by a worker thread, unless that takes longer than hashing.
 pub(super) async fn hashed(seed: Seed, cell: Bulk) -> Result<(Bulk, Tree), RoleError> {
-    if cell.content == Content::Zeros(CELL_BYTES) {
+    if cell.content == Content::Zeros(CELL_BYTES) || cell.len() <= AT_ONCE_BYTES {
         let tree = Tree::of(&seed, &cell);
         return Ok((cell, tree));
     }

@@ -1,21 +1,25 @@
-//! A device, or parts of it, in cells: aligned pieces of 1 MiB, for those who compare two devices.
+//! A device, or parts of it, in cells, for those who compare two devices. A cell is what is wanted
+//! of an aligned MiB without a gap in between: all of it, or a run of whole grains.
 //!
-//! Invariants: cells ascend and never overlap; each is whole but the last one of the device; a
-//! cell of nothing but zeroes says so.
+//! Invariants: cells ascend and never overlap; each begins at a grain and ends at one or at the end
+//! of the device; a cell of nothing but zeroes says so.
 
-use super::{Bulk, Bulks, Content, bulks};
+use super::{Bulk, Bulks, Content, spanned};
 use crate::error::RoleError;
 use crate::pace::Pace;
 use block_io::device::BlockDevice;
 use bytes::BytesMut;
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, TryStreamExt};
 use proto::v1::ByteRange;
 use std::ops::Range;
 use std::sync::Arc;
 use wlog_format::units::to_usize;
 
-/// Bytes of a cell.
+/// Bytes of a whole cell.
 pub const CELL_BYTES: u64 = 1 << 20;
+/// The smallest part of a device that is compared by itself: the smallest region of which a device
+/// role remembers when it was written.
+pub const GRAIN_BYTES: u64 = 64 << 10;
 
 /// The whole of a device of `size` bytes.
 #[must_use]
@@ -23,12 +27,12 @@ pub fn whole(size: u64) -> Vec<Range<u64>> {
     if size == 0 { Vec::new() } else { std::iter::once(0..size).collect() }
 }
 
-/// Ranges in any order as disjoint runs of whole cells, ascending, inside a device of `size` bytes.
+/// Ranges in any order as disjoint runs of whole grains, ascending, inside a device of `size` bytes.
 #[must_use]
 pub fn covering(ranges: &[ByteRange], size: u64) -> Vec<Range<u64>> {
     let aligned = |r: &ByteRange| {
-        let begin = r.begin / CELL_BYTES * CELL_BYTES;
-        let end = r.end.min(size).checked_next_multiple_of(CELL_BYTES).unwrap_or(u64::MAX);
+        let begin = r.begin / GRAIN_BYTES * GRAIN_BYTES;
+        let end = r.end.min(size).checked_next_multiple_of(GRAIN_BYTES).unwrap_or(u64::MAX);
         begin..end.min(size)
     };
     let mut ranges: Vec<_> =
@@ -44,12 +48,10 @@ pub fn covering(ranges: &[ByteRange], size: u64) -> Vec<Range<u64>> {
     joined
 }
 
-/// The cells of `spans` (runs of whole cells), read ahead, no faster than `bytes_per_s` (0: as fast
-/// as it goes).
+/// The cells of `spans` (runs of whole grains), read ahead, no faster than `bytes_per_s` (0: as
+/// fast as it goes).
 pub fn cells(device: Arc<dyn BlockDevice>, spans: Vec<Range<u64>>, bytes_per_s: u64) -> Bulks {
-    let pieces = stream::iter(spans)
-        .flat_map(move |span| bulks(device.clone(), span.start, span.end, CELL_BYTES));
-    paced(on_grid(Box::pin(pieces)), bytes_per_s)
+    paced(on_grid(spanned(device, spans, CELL_BYTES)), bytes_per_s)
 }
 
 /// Pieces of any length, in order, as cells.
@@ -138,14 +140,14 @@ mod tests {
     }
 
     #[test]
-    fn ranges_become_disjoint_runs_of_cells_inside_the_device() {
-        const M: u64 = CELL_BYTES;
-        let size = 5 * M + 512;
-        let ranges = [range(3 * M, 3 * M + 1), range(7, 8), range(M - 1, M + 1), range(9, 9)];
-        assert_eq!(covering(&ranges, size), [0..2 * M, 3 * M..4 * M]);
+    fn ranges_become_disjoint_runs_of_grains_inside_the_device() {
+        const G: u64 = GRAIN_BYTES;
+        let size = 5 * G + 512;
+        let ranges = [range(3 * G, 3 * G + 1), range(7, 8), range(G - 1, G + 1), range(9, 9)];
+        assert_eq!(covering(&ranges, size), [0..2 * G, 3 * G..4 * G]);
         assert_eq!(covering(&[range(0, u64::MAX)], size), whole(size));
-        assert_eq!(covering(&[range(5 * M + 1, 5 * M + 2)], size).first(), Some(&(5 * M..size)));
-        assert!(covering(&[range(6 * M, 7 * M)], size).is_empty());
+        assert_eq!(covering(&[range(5 * G + 1, 5 * G + 2)], size).first(), Some(&(5 * G..size)));
+        assert!(covering(&[range(6 * G, 7 * G)], size).is_empty());
     }
 
     #[tokio::test]

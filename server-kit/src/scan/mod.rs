@@ -2,14 +2,16 @@
 //! large reads in flight, holes and zeroes told instead of sent.
 
 mod cells;
-pub use cells::{CELL_BYTES, cells, covering, on_grid, paced, whole};
+pub use cells::{CELL_BYTES, GRAIN_BYTES, cells, covering, on_grid, paced, whole};
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::error::RoleError;
 use crate::packing::{self, Way};
-use block_io::device::BlockDevice;
+use block_io::device::{BlockDevice, Extent};
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use proto::v1::FullSyncBulk;
@@ -94,15 +96,38 @@ struct Run {
 
 /// The bulks of `[start, end)` in order and without gaps.
 pub fn bulks(device: Arc<dyn BlockDevice>, start: u64, end: u64, bulk_bytes: u64) -> Bulks {
-    let windows = stream::iter((start..end).step_by(to_usize(WINDOW_BYTES)));
+    spanned(device, std::iter::once(start..end).collect(), bulk_bytes)
+}
+
+/// The bulks of `spans`, which ascend, in order; none goes from one span into another, and none
+/// with data over a multiple of `bulk_bytes`.
+pub fn spanned(device: Arc<dyn BlockDevice>, spans: Vec<Range<u64>>, bulk_bytes: u64) -> Bulks {
     let source = Arc::clone(&device);
-    let runs = windows.then(move |offset| {
+    let runs = stream::iter(windows(spans)).then(move |window| {
         let device = Arc::clone(&source);
-        async move { runs(&*device, offset, WINDOW_BYTES.min(end - offset), bulk_bytes).await }
+        async move { runs(&*device, window, bulk_bytes).await }
     });
     let flat = runs.map_ok(|runs| stream::iter(runs.into_iter().map(Ok))).try_flatten();
     let read = move |run| read(Arc::clone(&device), run);
     Box::pin(flat.map_ok(read).try_buffered(DEPTH))
+}
+
+/// The spans in each window of the device that has some.
+fn windows(spans: Vec<Range<u64>>) -> impl Iterator<Item = Vec<Range<u64>>> {
+    let mut rest = VecDeque::from(spans);
+    std::iter::from_fn(move || {
+        let end = (rest.front()?.start / WINDOW_BYTES + 1) * WINDOW_BYTES;
+        let mut window = Vec::new();
+        while let Some(span) = rest.front_mut().filter(|span| span.start < end) {
+            window.push(span.start..span.end.min(end));
+            if span.end > end {
+                span.start = end;
+            } else {
+                rest.pop_front();
+            }
+        }
+        Some(window)
+    })
 }
 
 /// Bulks as the messages of a full sync, each with how much of the device it is; made by all cores,
@@ -127,31 +152,42 @@ async fn message(bulk: Bulk, way: Way) -> Result<(u64, FullSyncBulk), RoleError>
     Ok((len, message))
 }
 
-/// A window of the device as holes and pieces to read.
+/// The spans of a window as holes and pieces to read.
 async fn runs(
     device: &dyn BlockDevice,
-    start: u64,
-    len: u64,
+    window: Vec<Range<u64>>,
     bulk_bytes: u64,
 ) -> Result<Vec<Run>, RoleError> {
-    let path = device.path_hint();
+    let (Some(first), Some(last)) = (window.first(), window.last()) else { return Ok(Vec::new()) };
     let sector = u64::from(device.block_bytes());
-    let asked = len.next_multiple_of(sector).min(device.size_bytes() - start);
+    let end = last.end.next_multiple_of(sector).min(device.size_bytes());
     let extents = device
-        .extents(start, asked)
+        .extents(first.start, end.saturating_sub(first.start))
         .await
-        .map_err(|e| RoleError::io("look for holes in the data device", path, e))?;
-    let (mut runs, mut offset, end) = (Vec::new(), start, start + len);
-    for extent in extents {
-        let extent_end = (offset + extent.len).min(end);
-        while offset < extent_end {
-            let step = if extent.hole { u64::MAX } else { bulk_bytes };
-            let len = step.min(extent_end - offset);
-            runs.push(Run { offset, len, hole: extent.hole });
-            offset += len;
+        .map_err(|e| RoleError::io("look for holes in the data device", device.path_hint(), e))?;
+    Ok(cut(first.start, extents.into(), &window, bulk_bytes))
+}
+
+/// What `extents` from `at` on say of some spans, in pieces. Behind their end all counts as data.
+fn cut(at: u64, mut extents: VecDeque<Extent>, spans: &[Range<u64>], bulk_bytes: u64) -> Vec<Run> {
+    let (mut runs, mut begin) = (Vec::new(), at);
+    for span in spans {
+        let mut offset = span.start;
+        while offset < span.end {
+            while let Some(over) = extents.pop_front_if(|extent| begin + extent.len <= offset) {
+                begin += over.len;
+            }
+            let (hole, end) = match extents.front() {
+                Some(extent) => (extent.hole, (begin + extent.len).min(span.end)),
+                None => (false, span.end),
+            };
+            let bulk_end = (offset / bulk_bytes + 1) * bulk_bytes;
+            let end = if hole { end } else { end.min(bulk_end) };
+            runs.push(Run { offset, len: end - offset, hole });
+            offset = end;
         }
     }
-    Ok(runs)
+    runs
 }
 
 async fn read(device: Arc<dyn BlockDevice>, run: Run) -> Result<Bulk, RoleError> {
@@ -169,4 +205,21 @@ async fn read(device: Arc<dyn BlockDevice>, run: Run) -> Result<Bulk, RoleError>
     let is_zero = data.chunks(ZEROS.len()).all(|part| ZEROS.starts_with(part));
     let content = if is_zero { Content::Zeros(len) } else { Content::Data(data) };
     Ok(Bulk { offset, content })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_cut_where_windows_end() {
+        const W: u64 = WINDOW_BYTES;
+        let spans = vec![7..8, 9..W + 5, W + 7..3 * W + 1, 9 * W..10 * W];
+        let found: Vec<Vec<Range<u64>>> = windows(spans.clone()).collect();
+        let first: Vec<u64> = found.iter().map(|window| window[0].start / W).collect();
+        assert_eq!(first, [0, 1, 2, 3, 9]);
+        assert_eq!(found[..2], [vec![7..8, 9..W], vec![W..W + 5, W + 7..2 * W]]);
+        let all = |spans: &[Range<u64>]| spans.iter().map(|s| s.end - s.start).sum::<u64>();
+        assert_eq!(all(&found.concat()), all(&spans));
+    }
 }

@@ -331,7 +331,7 @@ impl Archive for Service {
         let cells = scan::cells(device, hash_sync::spans(&start).unwrap(), 0);
         let (replies, receiver) = mpsc::channel(8);
         let (refs, asked) = mpsc::channel(hash_sync::QUESTIONS_MAX);
-        let seed = Seed::new(&start.seed).unwrap();
+        let seed = Seed::of(&start).unwrap();
         tokio::spawn(hash_sync::answer(seed, cells, asked, replies.clone()));
         let disk = Arc::clone(&self.disk);
         tokio::spawn(async move {
