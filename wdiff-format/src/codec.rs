@@ -5,7 +5,7 @@
 //! [`Compression`] alone, never on what it did before. Reading trusts nothing: the output is never
 //! larger than the caller has checked the record to be, and must be exactly that large.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status as ZlibStatus};
 use liblzma::stream::{Action, Check, Filters, LzmaOptions, Status as XzStatus, Stream};
 use lz4_flex::block::{self as lz4, CompressTable};
@@ -21,6 +21,9 @@ const XZ_MEMORY_LIMIT_BYTES: u64 = 80 << 20;
 /// Dictionaries of .xz: the least that the format has, and the most that the original can read.
 const XZ_DICTIONARY_MIN_BYTES: u32 = 4096;
 const XZ_DICTIONARY_MAX_BYTES: u32 = 8 << 20;
+
+/// Compressed data that shares one allocation; a result keeps as much from being freed.
+const ROOM_BYTES: usize = 64 << 10;
 
 /// Data as it lies in a file: compressed, with the checksum of the compressed bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +65,9 @@ pub enum CodecError {
 pub struct Codec {
     compression: Compression,
     scratch: Vec<u8>,
+    /// Room for compressed data, which small results share: an allocation for each costs more than
+    /// the copy.
+    room: BytesMut,
     snappy: snap::raw::Encoder,
     unsnappy: snap::raw::Decoder,
     lz4_table: Option<CompressTable>,
@@ -84,6 +90,7 @@ impl Codec {
         Self {
             compression,
             scratch: Vec::new(),
+            room: BytesMut::new(),
             snappy: snap::raw::Encoder::new(),
             unsnappy: snap::raw::Decoder::new(),
             lz4_table: None,
@@ -123,7 +130,11 @@ impl Codec {
             let checksum = raw_checksum.unwrap_or_else(|| checksum(raw, Salt(0)));
             return Ok(Stored { kind: CompressionKind::None, bytes: raw.clone(), checksum });
         };
-        let bytes = Bytes::copy_from_slice(compressed);
+        if self.room.capacity() < compressed.len() {
+            self.room = BytesMut::with_capacity(compressed.len().max(ROOM_BYTES));
+        }
+        self.room.extend_from_slice(compressed);
+        let bytes = self.room.split().freeze();
         Ok(Stored { kind, checksum: checksum(&bytes, Salt(0)), bytes })
     }
 

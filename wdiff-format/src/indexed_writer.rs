@@ -16,6 +16,8 @@ use crate::record::{Body, EncodedRecord, RecordKind};
 use crate::sorted_writer::check;
 use crate::split::{CutRule, MaxIo, Overlay, Span};
 
+/// I/Os that come into the index at once.
+const FRESH_IOS: usize = 8192;
 /// Index records that are written at once.
 const INDEX_CHUNK_RECORDS: usize = 1024;
 
@@ -25,6 +27,8 @@ const INDEX_CHUNK_RECORDS: usize = 1024;
 pub struct IndexedWriter<W> {
     output: Gather<W>,
     index: Overlay<Piece>,
+    /// I/Os that are not in `index` yet, in the order of the log.
+    fresh: Vec<(Lb, Piece)>,
     max_io: MaxIo,
     n_data: u32,
 }
@@ -61,7 +65,8 @@ impl<W: Write> IndexedWriter<W> {
         let mut output = Gather::new(output);
         let header = FileHeader { file_type: FileType::Indexed, uuid }.encode();
         output.put(Bytes::copy_from_slice(&header))?;
-        Ok(Self { output, index: Overlay::new(), max_io, n_data: 0 })
+        let fresh = Vec::with_capacity(FRESH_IOS);
+        Ok(Self { output, index: Overlay::new(), fresh, max_io, n_data: 0 })
     }
 
     /// Adds an I/O, over everything that was added before.
@@ -87,7 +92,11 @@ impl<W: Write> IndexedWriter<W> {
             piece.checksum = stored.checksum;
             self.output.put(stored.bytes.clone())?;
         }
-        self.index.insert(io.address, piece);
+        self.fresh.push((io.address, piece));
+        if self.fresh.len() == FRESH_IOS {
+            self.index.insert_all(&self.fresh);
+            self.fresh.clear();
+        }
         self.n_data = self.n_data.saturating_add(1);
         Ok(())
     }
@@ -97,6 +106,7 @@ impl<W: Write> IndexedWriter<W> {
     /// # Errors
     /// The output cannot be written, or the index has more records than a file can have.
     pub fn finish(mut self) -> Result<W, WdiffError> {
+        self.index.insert_all(&self.fresh);
         let data_end = self.output.offset();
         let index_offset = data_end.next_multiple_of(8);
         let pad = wlog_format::units::to_usize(index_offset - data_end);

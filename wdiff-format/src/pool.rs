@@ -17,7 +17,7 @@ use crate::record::DiffRecord;
 
 /// A batch is closed at so many records, or bytes of uncompressed data.
 const BATCH_RECORDS: usize = 128;
-const BATCH_BYTES: usize = 256 << 10;
+const BATCH_BYTES: usize = 512 << 10;
 /// No new batch is begun while so many bytes of uncompressed data are under way.
 const IN_FLIGHT_BYTES: usize = 16 << 20;
 const IN_FLIGHT_BATCHES_PER_THREAD: usize = 4;

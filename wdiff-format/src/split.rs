@@ -126,6 +126,16 @@ struct Visible<T> {
     hidden: u32,
 }
 
+/// A span that is inserted together with others.
+struct Ordered<T> {
+    address: Lb,
+    /// How far it, and what begins before it, reaches.
+    reach: u64,
+    /// Its place in the order of arrival.
+    number: usize,
+    span: T,
+}
+
 impl<T: Span> Overlay<T> {
     pub(crate) const fn new() -> Self {
         Self { spans: BTreeMap::new() }
@@ -156,6 +166,29 @@ impl<T: Span> Overlay<T> {
             self.punch(at, start, end);
         }
         self.spans.insert(start, Visible { span, hidden: 0 });
+    }
+
+    /// Inserts all `spans`, later ones over earlier ones. They go in by address, since neighbours
+    /// lie in one part of a large map; only those that overlap have to keep their order.
+    pub(crate) fn insert_all(&mut self, spans: &[(Lb, T)])
+    where
+        T: Copy,
+    {
+        let order = |(number, (address, span)): (usize, &(Lb, T))| {
+            let end = address.0 + u64::from(span.blocks());
+            Ordered { address: *address, reach: end, number, span: *span }
+        };
+        let mut ordered: Vec<_> = spans.iter().enumerate().map(order).collect();
+        ordered.sort_unstable_by_key(|next| next.address);
+        let mut reach = 0;
+        for next in &mut ordered {
+            reach = next.reach.max(reach);
+            next.reach = reach;
+        }
+        for overlapping in ordered.chunk_by_mut(|before, next| next.address.0 < before.reach) {
+            overlapping.sort_unstable_by_key(|next| next.number);
+            overlapping.iter().for_each(|next| self.insert(next.address, next.span));
+        }
     }
 
     /// Takes the span at `at` out, and puts back what of it lies outside of `start` to `end`.

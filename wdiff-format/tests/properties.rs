@@ -382,3 +382,25 @@ fn an_index_cuts_an_io_and_a_merge_joins_it_again() {
     let limited = merge(&[&older], MaxIo::from_blocks(32));
     assert_eq!(visible(limited), [(3, 32), (35, 13)]);
 }
+
+#[test]
+fn an_index_of_many_ios_keeps_the_order_of_the_log() {
+    let mut state = 1_u64;
+    let mut next = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) % below
+    };
+    let log: Vec<_> = (0..30_000)
+        .map(|_| Plain {
+            address: next(200_000),
+            blocks: if next(100) == 0 { 3000 } else { 1 + u32::try_from(next(16)).unwrap() },
+            kind: 1 + u8::try_from(next(2)).unwrap(),
+            data: Vec::new(),
+        })
+        .collect();
+    let options = options(FileType::Indexed, MaxIo::NONE, "none");
+    let made = convert(records(&log), Vec::new(), &options).unwrap();
+    let back = all(boxed(&made, FileType::Indexed)).unwrap();
+    assert!(ascending_and_disjoint(&back));
+    assert!(map(&back) == map(&log));
+}

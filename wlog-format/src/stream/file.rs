@@ -1,8 +1,9 @@
 //! Wlogs in files and pipes.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::decoder::{DecodeError, Pack, PackDecoder};
 use super::header::{HEADER_BYTES, WlogHeader, WlogHeaderError};
@@ -65,11 +66,50 @@ pub enum WlogError {
 /// processor's cache when it is checked.
 const CHUNK_BYTES: usize = 256 << 10;
 
+/// Memory that waits for its pieces to be dropped; what waits longer is not used again.
+const REUSE_BYTES: usize = 16 << 20;
+
+/// The last chunks, oldest first. Once all pieces of a chunk are dropped it takes new data: memory
+/// that is overwritten as a whole need not be cleared for that.
+#[derive(Debug, Default)]
+struct Reuse {
+    chunks: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Reuse {
+    /// Memory of `wanted` bytes or more.
+    fn take(&mut self, wanted: usize) -> BytesMut {
+        if let Some(oldest) = self.chunks.pop_front() {
+            let len = oldest.len();
+            match oldest.try_into_mut() {
+                Ok(free) => {
+                    self.bytes -= len;
+                    if len >= wanted {
+                        return free;
+                    }
+                }
+                Err(in_use) => self.chunks.push_front(in_use),
+            }
+        }
+        BytesMut::zeroed(wanted)
+    }
+
+    fn put(&mut self, chunk: Bytes) {
+        self.bytes += chunk.len();
+        self.chunks.push_back(chunk);
+        while self.bytes > REUSE_BYTES {
+            self.bytes -= self.chunks.pop_front().map_or(self.bytes, |chunk| chunk.len());
+        }
+    }
+}
+
 /// Bytes read ahead in large chunks, handed out in pieces that share the chunk's memory.
 #[derive(Debug)]
 struct Source<R> {
     inner: R,
     ahead: Bytes,
+    reuse: Reuse,
     /// Bytes handed out so far.
     position: u64,
 }
@@ -88,18 +128,19 @@ impl<R: Read> Source<R> {
 
     /// Reads what there is, `wanted` bytes at most: a pipe may have less for a while.
     fn read_chunk(&mut self, wanted: usize) -> io::Result<()> {
-        let mut chunk = vec![0; wanted];
+        let mut chunk = self.reuse.take(wanted);
+        let (part, _) = chunk.split_at_mut(wanted);
         let got = loop {
-            match self.inner.read(&mut chunk) {
+            match self.inner.read(part) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 got => break got?,
             }
         };
-        chunk.truncate(got);
-        if got < wanted / 2 {
-            chunk.shrink_to_fit();
-        }
-        self.ahead = Bytes::from(chunk);
+        let chunk = chunk.freeze();
+        let data = chunk.slice(..got);
+        // Little data does not keep a whole chunk.
+        self.ahead = if got < wanted / 2 { Bytes::copy_from_slice(&data) } else { data };
+        self.reuse.put(chunk);
         Ok(())
     }
 
@@ -134,7 +175,8 @@ impl<R: Read> WlogReader<R> {
     /// # Errors
     /// When there is no sound one.
     pub fn new(inner: R) -> Result<Self, WlogError> {
-        let mut source = Source { inner, ahead: Bytes::new(), position: 0 };
+        let (ahead, reuse) = (Bytes::new(), Reuse::default());
+        let mut source = Source { inner, ahead, reuse, position: 0 };
         let header = WlogHeader::decode(&source.header()?)
             .map_err(|source| WlogError::Header { at: 0, source })?;
         let (decoder, pack_at) = (decoder_for(&header), source.position);
@@ -268,5 +310,31 @@ impl<W: Write> WlogWriter<W> {
         self.target.write_all(&encode_terminator(self.header.block_size, self.header.salt))?;
         self.target.flush()?;
         Ok(self.target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_used_again_once_its_pieces_are_gone_and_little_of_it_waits() {
+        const CHUNK: usize = 1 << 20;
+        let mut reuse = Reuse::default();
+        let mut kept = Vec::new();
+        for number in 0..64 {
+            let mut chunk = reuse.take(CHUNK);
+            chunk.fill(number);
+            let chunk = chunk.freeze();
+            kept.push(chunk.slice(1..3));
+            reuse.put(chunk);
+            assert!(reuse.bytes <= REUSE_BYTES);
+        }
+        assert_eq!(reuse.chunks.len(), REUSE_BYTES / CHUNK, "what is in use for long is let go");
+        assert!((0..64).zip(&kept).all(|(number, piece)| piece[..] == [number, number]));
+        drop(kept);
+        assert_eq!(reuse.take(CHUNK)[..2], [48, 48], "the oldest that waits, as it was left");
+        assert_eq!(reuse.take(CHUNK + 1)[..2], [0, 0], "one that is too small is let go");
+        assert_eq!(reuse.bytes, REUSE_BYTES - 2 * CHUNK);
     }
 }
