@@ -31,7 +31,7 @@ pub(crate) async fn read(
     let gid = Gid(request.gid);
     // A mixture of times is not for anybody.
     volume
-        .with(|c| c.diffs.restore_list(&c.base, gid))
+        .with(|c| c.diffs.restore_summary(&c.base, gid, 0))
         .map_err(|e| faults::snapshot(name.as_str(), &e))?;
     let size_bytes = volume.size().bytes();
     let view = View::of_snapshot(archive, &volume, gid).await?;

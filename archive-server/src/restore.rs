@@ -38,7 +38,6 @@ const NAMES_MAX: usize = 1000;
 /// What a restore will do.
 struct Plan {
     gid: Gid,
-    timestamp: u64,
     /// The diffs, whose files stay for as long as the plan does.
     lease: Lease,
     target: Target,
@@ -140,16 +139,14 @@ pub(crate) async fn start(
 ) -> Result<RestoreReply, RoleError> {
     let volume = archive.volume(&request.volume)?;
     volume.require_active("restore")?;
-    let plan = plan(&volume, &request)?;
-    let (checked, owner, base) = (plan.target.clone(), volume.clone(), archive.base.clone());
+    let (gid, message, target) = preview(&volume, &request)?;
+    let (checked, owner, base) = (target, volume.clone(), archive.base.clone());
     blocking::run(move || check_target(&checked, &owner, base.path())).await?;
-    let message = describe(&volume, &plan);
     if request.dry_run {
         return Ok(RestoreReply { plan: Some(message), operation: None });
     }
     // A time means what it meant when the plan was made.
-    request.point = Some(restore_request::Point::Gid(plan.gid.0));
-    drop(plan);
+    request.point = Some(restore_request::Point::Gid(gid.0));
     let job = volume.jobs.begin(volume.name.as_str(), RESTORE, &[RESTORE, RESYNC])?;
     let operation = begin(archive, &volume, job, request);
     Ok(RestoreReply { plan: Some(message), operation: Some(operation) })
@@ -203,6 +200,14 @@ fn at(c: &Catalogue, name: &str, time: u64) -> Result<Gid, RoleError> {
     })
 }
 
+/// The snapshot of a point.
+fn meant(c: &Catalogue, name: &str, point: restore_request::Point) -> Result<Gid, RoleError> {
+    match point {
+        restore_request::Point::Gid(gid) => Ok(Gid(gid)),
+        restore_request::Point::AtS(time) => at(c, name, time),
+    }
+}
+
 /// Picks a snapshot and leases its wdiffs.
 pub(crate) fn select(
     volume: &Volume,
@@ -210,10 +215,7 @@ pub(crate) fn select(
 ) -> Result<Selected, RoleError> {
     let name = volume.name.as_str();
     volume.with(|c| {
-        let gid = match point {
-            restore_request::Point::Gid(gid) => Gid(gid),
-            restore_request::Point::AtS(time) => at(c, name, time)?,
-        };
+        let gid = meant(c, name, point)?;
         let list = c.diffs.restore_list(&c.base, gid).map_err(|e| faults::snapshot(name, &e))?;
         let timestamp = list.last().map_or(c.base.timestamp, |d| d.timestamp);
         // Under the lock: no apply can take them out of the catalogue and delete them in between.
@@ -222,19 +224,54 @@ pub(crate) fn select(
     })
 }
 
-fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
-    let point = request.point.ok_or_else(|| {
+fn point(volume: &Volume, request: &RestoreRequest) -> Result<restore_request::Point, RoleError> {
+    request.point.ok_or_else(|| {
         let message = "restore what: a gid or a time is needed";
         RoleError::bad_request(message).with_volume(&volume.name)
+    })
+}
+
+fn target(volume: &Volume, request: &RestoreRequest, gid: Gid) -> Result<Target, RoleError> {
+    if request.to_path.is_empty() {
+        return Ok(Target::Own(gid));
+    }
+    let chosen = elsewhere(PathBuf::from(&request.to_path));
+    chosen.map_err(|e| e.with_volume(&volume.name))
+}
+
+fn plan(volume: &Volume, request: &RestoreRequest) -> Result<Plan, RoleError> {
+    let Selected { gid, lease, .. } = select(volume, point(volume, request)?)?;
+    let target = target(volume, request, gid)?;
+    Ok(Plan { gid, lease, target })
+}
+
+/// What a restore would do, without a hold on anything.
+fn preview(
+    volume: &Volume,
+    request: &RestoreRequest,
+) -> Result<(Gid, RestorePlan, Target), RoleError> {
+    let (name, point) = (volume.name.as_str(), point(volume, request)?);
+    let (gid, summary) = volume.with(|c| {
+        let gid = meant(c, name, point)?;
+        let summary = c.diffs.restore_summary(&c.base, gid, NAMES_MAX);
+        Ok::<_, RoleError>((gid, summary.map_err(|e| faults::snapshot(name, &e))?))
     })?;
-    let Selected { gid, timestamp, lease } = select(volume, point)?;
-    let target = if request.to_path.is_empty() {
-        Target::Own(gid)
-    } else {
-        let chosen = elsewhere(PathBuf::from(&request.to_path));
-        chosen.map_err(|e| e.with_volume(&volume.name))?
+    let target = target(volume, request, gid)?;
+    let method = match target {
+        Target::Own(_) => volume.images.clone_method(),
+        Target::Elsewhere { .. } => CloneMethod::Copy,
     };
-    Ok(Plan { gid, timestamp, lease, target })
+    let message = RestorePlan {
+        gid: gid.0,
+        timestamp_s: summary.timestamp,
+        wdiffs: volume.diff_names(&summary.first)?,
+        wdiff_count: summary.count as u64,
+        wdiff_bytes: summary.bytes,
+        image_bytes: volume.size().bytes(),
+        path: target.path(volume).display().to_string(),
+        method: method.as_str().to_owned(),
+    };
+    Ok((gid, message, target))
 }
 
 fn no_target(path: &Path, why: &str) -> RoleError {
@@ -285,23 +322,6 @@ fn check_target(target: &Target, volume: &Volume, base: &Path) -> Result<(), Rol
         return Err(bad("that directory is the archive's own"));
     }
     Ok(())
-}
-
-fn describe(volume: &Volume, plan: &Plan) -> RestorePlan {
-    let method = match plan.target {
-        Target::Own(_) => volume.images.clone_method(),
-        Target::Elsewhere { .. } => CloneMethod::Copy,
-    };
-    RestorePlan {
-        gid: plan.gid.0,
-        timestamp_s: plan.timestamp,
-        wdiffs: plan.lease.open(0..plan.lease.len().min(NAMES_MAX), <[String]>::to_vec),
-        wdiff_count: plan.lease.len() as u64,
-        wdiff_bytes: plan.lease.diffs().iter().map(|d| d.size).sum(),
-        image_bytes: volume.size().bytes(),
-        path: plan.target.path(volume).display().to_string(),
-        method: method.as_str().to_owned(),
-    }
 }
 
 async fn run(

@@ -83,6 +83,19 @@ pub struct RestorePoint {
     pub change_bytes: u64,
 }
 
+/// What there is to say of the diffs of a restore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreSummary {
+    /// How many they are.
+    pub count: usize,
+    /// Sum of their sizes.
+    pub bytes: u64,
+    /// The time of the snapshot in Unix seconds.
+    pub timestamp: u64,
+    /// The first of them.
+    pub first: Vec<Diff>,
+}
+
 /// The diffs of one volume.
 #[derive(Clone, Debug, Default)]
 pub struct DiffSet {
@@ -255,27 +268,59 @@ impl DiffSet {
 
     /// The diffs that make the clean snapshot `gid` of a copy of the base image (§2.9).
     pub fn restore_list(&self, base: &BaseState, gid: Gid) -> Result<Vec<Diff>, DiffSetError> {
-        let (list, reached) = self.walk_to(base, gid)?;
+        let (list, reached) = self.list_to(base, gid)?;
         if reached.is_clean() { Ok(list) } else { Err(DiffSetError::Dirty(reached)) }
+    }
+
+    /// What there is to say of [`Self::restore_list`], with its first `most` diffs. Where the list
+    /// is long, making it takes longer than the walk: fresh memory is slow.
+    pub fn restore_summary(
+        &self,
+        base: &BaseState,
+        gid: Gid,
+        most: usize,
+    ) -> Result<RestoreSummary, DiffSetError> {
+        let (count, bytes, first, timestamp) = (0, 0, Vec::new(), base.timestamp);
+        let mut summary = RestoreSummary { count, bytes, timestamp, first };
+        let reached = self.walk_to(base, gid, |diff| {
+            summary.count += 1;
+            summary.bytes = summary.bytes.saturating_add(diff.size);
+            summary.timestamp = diff.timestamp;
+            if summary.first.len() < most {
+                summary.first.push(diff);
+            }
+        })?;
+        if reached.is_clean() { Ok(summary) } else { Err(DiffSetError::Dirty(reached)) }
     }
 
     /// As [`Self::restore_list`], but a dirty snapshot will do (virtual scan, §2.9).
     pub fn scan_list(&self, base: &BaseState, gid: Gid) -> Result<Vec<Diff>, DiffSetError> {
-        self.walk_to(base, gid).map(|(list, _)| list)
+        self.list_to(base, gid).map(|(list, _)| list)
     }
 
     /// The diffs that lead to the snapshot that begins at `gid`, and that snapshot.
-    fn walk_to(&self, base: &BaseState, gid: Gid) -> Result<(Vec<Diff>, Snapshot), DiffSetError> {
+    fn list_to(&self, base: &BaseState, gid: Gid) -> Result<(Vec<Diff>, Snapshot), DiffSetError> {
         // No more than start before it.
-        let most = self.reach.len() + self.comparisons.len();
-        let (mut list, mut reached) = (Vec::with_capacity(most), base.snapshot());
+        let mut list = Vec::with_capacity(self.reach.len() + self.comparisons.len());
+        let reached = self.walk_to(base, gid, |diff| list.push(diff))?;
+        Ok((list, reached))
+    }
+
+    /// Takes each diff that leads to the snapshot that begins at `gid`; that snapshot.
+    fn walk_to(
+        &self,
+        base: &BaseState,
+        gid: Gid,
+        mut take: impl FnMut(Diff),
+    ) -> Result<Snapshot, DiffSetError> {
+        let mut reached = base.snapshot();
         for (diff, after) in self.chain(reached).take_while(|(_, after)| after.begin() <= gid) {
-            list.push(diff);
+            take(diff);
             reached = after;
         }
         let whole = base.applying_to().is_none_or(|to| to.begin() <= reached.begin());
         if whole && reached.begin() == gid {
-            Ok((list, reached))
+            Ok(reached)
         } else {
             Err(DiffSetError::NoSnapshot(gid, *base))
         }

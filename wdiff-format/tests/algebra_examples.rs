@@ -7,7 +7,7 @@
     reason = "a test may panic"
 )]
 
-use wdiff_format::diff_set::{DiffSet, DiffSetError};
+use wdiff_format::diff_set::{DiffSet, DiffSetError, RestoreSummary};
 use wdiff_format::gid::{BaseState, Diff, Gid, Relation, Snapshot};
 use wdiff_format::name::{NameFault, parse, to_file_name};
 
@@ -342,4 +342,24 @@ fn a_time_after_the_year_9999_has_no_name() {
     assert_eq!(to_file_name(&d).unwrap_err().why, NameFault::Time);
     d.timestamp = 253_402_300_799;
     assert!(to_file_name(&d).is_err() || parse(&to_file_name(&d).unwrap()).is_ok());
+}
+
+#[test]
+fn a_summary_says_of_a_restore_what_its_list_has() {
+    let (mut s, b) = (DiffSet::new(), BaseState::at(snap("0"), 7));
+    for (digit, text) in (0..).zip(EXAMPLE) {
+        let mut diff = diff(text);
+        diff.size = 10_u64.pow(digit);
+        s.insert(diff).unwrap();
+    }
+    let summary = s.restore_summary(&b, Gid(5), 2).unwrap();
+    assert_eq!((summary.count, summary.bytes, summary.timestamp), (4, 1111, 500));
+    assert_eq!(ends(&summary.first), ["0>1", "1>2"]);
+    let nothing = RestoreSummary { count: 0, bytes: 0, timestamp: 7, first: vec![] };
+    assert_eq!(s.restore_summary(&b, Gid(0), 2), Ok(nothing));
+    let missing = |base, gid| matches!(base, Err(DiffSetError::NoSnapshot(at, _)) if at == gid);
+    assert!(missing(s.restore_summary(&b, Gid(4), 2), Gid(4)));
+    assert!(missing(s.restore_summary(&base("0>5"), Gid(2), 2), Gid(2)));
+    let dirty = set(&["0>1", "1>2,5"]).restore_summary(&b, Gid(2), 2);
+    assert_eq!(dirty, Err(DiffSetError::Dirty(snap("2,5"))));
 }

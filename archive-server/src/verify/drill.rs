@@ -88,7 +88,7 @@ fn pick(volume: &Volume, gid: Option<Gid>) -> Result<Gid, RoleError> {
     let name = volume.name.as_str();
     volume.with(|c| {
         if let Some(gid) = gid {
-            c.diffs.restore_list(&c.base, gid).map_err(|e| faults::snapshot(name, &e))?;
+            c.diffs.restore_summary(&c.base, gid, 0).map_err(|e| faults::snapshot(name, &e))?;
             return Ok(gid);
         }
         let points = c.diffs.restorable(&c.base, true);

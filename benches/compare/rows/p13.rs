@@ -17,6 +17,8 @@ use crate::results::Unit;
 pub(super) struct LongHistory;
 
 const DIFFS: u64 = 100_000;
+/// So many names a plan tells at most.
+const NAMES: usize = 1000;
 
 impl Row for LongHistory {
     fn id(&self) -> &'static str {
@@ -76,9 +78,9 @@ fn catalogue(bench: &mut Bench, diffs: u64) -> anyhow::Result<()> {
     let (mut plans, mut adds) = (Vec::new(), Vec::new());
     for more in 1..=bench.rounds() as u64 {
         let start = Instant::now();
-        let plan = set.restore_list(&base, Gid(diffs))?;
+        let plan = set.restore_summary(&base, Gid(diffs), NAMES)?;
         plans.push(ms(start));
-        ensure!(plan.len() as u64 == diffs, "a plan of {} wdiffs", plan.len());
+        ensure!(plan.count as u64 == diffs, "a plan of {} wdiffs", plan.count);
         let diff = named(diffs + more)?;
         let start = Instant::now();
         set.insert(diff)?;
