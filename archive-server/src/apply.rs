@@ -1,9 +1,9 @@
 //! Apply: the base image moves on to a later snapshot, and the diffs that it then has go
 //! (`semantics.md` §5.9).
 //!
-//! The wdiffs are read back as a whole before the image changes: damage leaves it, and all older
-//! snapshots, as they were. Invariant I7, in this order: files open -> "applying" durable ->
-//! blocks -> flush -> "done" durable -> files marked for deletion (I12). A crash in between is
+//! The wdiffs are read back and checked as a whole before the image changes: damage leaves it, and
+//! all older snapshots, as they were. Invariant I7, in this order: files open -> "applying" durable
+//! -> blocks -> flush -> "done" durable -> files marked for deletion (I12). A crash in between is
 //! found at start, and the same diffs are applied again.
 
 use crate::archive::{Archive, turn};
@@ -14,8 +14,9 @@ use crate::jobs::{APPLY, HASH_SYNC, Job, KEEP, MERGE, READ, REPLICATE, RESYNC, c
 use crate::restore::restorable_at;
 use crate::verify;
 use crate::volume::Volume;
+use parking_lot::Mutex;
 use proto::v1::{ApplyRequest, apply_request::Point};
-use server_kit::blocking;
+use server_kit::blocking::{self, WorkerFailed};
 use server_kit::error::{Reason, RoleError};
 use server_kit::operations::{OperationHandle, Outcome};
 use server_kit::pace::Pace;
@@ -24,7 +25,6 @@ use server_kit::state_machine::StopFlag;
 use std::sync::Arc;
 use std::time::Duration;
 use wdiff_format::gid::{BaseState, Diff, Gid, walk};
-use wdiff_format::redo::decode;
 
 /// What must not run beside it (`semantics.md` §5.2).
 const EXCLUDED: [&str; 7] = [APPLY, MERGE, KEEP, HASH_SYNC, REPLICATE, READ, RESYNC];
@@ -224,18 +224,33 @@ fn next_round(volume: &Volume, gid: Gid, max_open: usize) -> Result<Vec<Diff>, R
     })
 }
 
-/// Reads wdiffs to their ends: damage is found while nothing has changed.
+/// Reads wdiffs to their ends, by all cores: damage is found while nothing has changed.
 async fn read(volume: &Arc<Volume>, job: &Job, round: Vec<Diff>) -> Result<(), RoleError> {
     let (volume, token) = (volume.clone(), job.token.clone());
     let read = move || -> Result<(), RoleError> {
         let (name, names) = (volume.name.as_str(), volume.diff_names(&round)?);
-        for wdiff in image::open_wdiffs(name, &*volume.dir, &names)? {
-            for record in decode(wdiff, blocking::parallelism()) {
-                check(&token)?;
-                record.map_err(|e| faults::wdiff(name, e))?;
+        let wdiffs = image::open_wdiffs(name, &*volume.dir, &names)?;
+        let readers = blocking::parallelism().min(wdiffs.len());
+        let threads = blocking::parallelism() / readers.max(1);
+        let rest = Mutex::new(wdiffs.into_iter());
+        let read = || -> Result<(), RoleError> {
+            loop {
+                let next = rest.lock().next();
+                let Some(wdiff) = next else { return Ok(()) };
+                for record in wdiff_format::check::check(wdiff, threads) {
+                    check(&token)?;
+                    record.map_err(|e| faults::wdiff(name, e))?;
+                }
             }
-        }
-        Ok(())
+        };
+        std::thread::scope(|scope| {
+            let builder = || std::thread::Builder::new().name("wdiff-check".into());
+            let spawn = |_| builder().spawn_scoped(scope, read).ok();
+            let spawned: Vec<_> = (0..readers).filter(|_| readers > 1).filter_map(spawn).collect();
+            let ended = spawned.into_iter().map(|t| t.join().unwrap_or(Err(WorkerFailed.into())));
+            // What no thread has taken is left to this one.
+            ended.fold(Ok(()), Result::and).and_then(|()| read())
+        })
     };
     blocking::run(read).await
 }

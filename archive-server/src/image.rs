@@ -32,8 +32,12 @@ use wlog_format::units::Lb;
 const DEPTH: usize = 32;
 /// Largest request.
 const REQUEST_BYTES: usize = 1 << 20;
-/// Records that wait between the merge and whoever takes them.
-const WAITING: usize = 16;
+/// A batch of records, between the merge and whoever takes them, is closed at so many records or
+/// bytes.
+const BATCH_RECORDS: usize = 32;
+const BATCH_BYTES: usize = 1 << 20;
+/// Batches that wait.
+const WAITING: usize = 4;
 
 /// The seam through which images are opened; a test hands in devices that fail or hang.
 pub trait Images: Send + Sync + 'static {
@@ -200,31 +204,29 @@ pub(crate) async fn write_merged(
     let merge = {
         let (volume, token) = (volume.to_owned(), token.clone());
         move || {
-            for record in merged(&volume, wdiffs, Lb::from_bytes(size))? {
-                check(&token)?;
-                if blocking::wait(sender.send(record?)).is_err() {
-                    break;
-                }
-            }
-            Ok::<_, RoleError>(())
+            let merged = merged(&volume, wdiffs, Lb::from_bytes(size))?;
+            send_batches(merged, &token, &sender)
         }
     };
     let merge = tokio::spawn(server_kit::blocking::run_waiting(merge));
     let mut writer = ImageWriter::new(device, volume);
-    let mut behind = 0;
+    let (mut behind, mut told) = (0, 0);
     let written = async {
-        while let Some(DecodedRecord { address, blocks, content }) = steps.recv().await {
-            let (offset, len) = (address.bytes(), Lb(blocks.into()).bytes());
-            match content {
-                Content::Data(data) => {
-                    pace.wait_or(data.len() as u64, token.cancelled()).await;
-                    check(token)?;
-                    writer.write(offset, data).await?;
+        while let Some(batch) = steps.recv().await {
+            for DecodedRecord { address, blocks, content } in batch {
+                let (offset, len) = (address.bytes(), Lb(blocks.into()).bytes());
+                match content {
+                    Content::Data(data) => {
+                        pace.wait_or(data.len() as u64, token.cancelled()).await;
+                        check(token)?;
+                        writer.write(offset, data).await?;
+                    }
+                    Content::AllZero | Content::Discard => writer.zero(offset, len).await?,
                 }
-                Content::AllZero | Content::Discard => writer.zero(offset, len).await?,
+                behind = offset + len;
             }
-            advance(offset + len - behind);
-            behind = offset + len;
+            advance(behind - told);
+            told = behind;
         }
         Ok(())
     };
@@ -238,8 +240,35 @@ pub(crate) async fn write_merged(
         (Err(error), _) | (Ok(()), Err(error)) => Err(error),
     };
     writer.drain().await;
-    advance(size - behind.min(size));
+    advance(size - told.min(size));
     result
+}
+
+/// Hands records to `sender`, a batch at a time. Ends early when nobody takes them. Blocks.
+fn send_batches(
+    records: impl Iterator<Item = Result<DecodedRecord, RoleError>>,
+    token: &CancellationToken,
+    sender: &mpsc::Sender<Vec<DecodedRecord>>,
+) -> Result<(), RoleError> {
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    for record in records {
+        check(token)?;
+        let record = record?;
+        if let Content::Data(data) = &record.content {
+            bytes += data.len();
+        }
+        batch.push(record);
+        if batch.len() < BATCH_RECORDS && bytes < BATCH_BYTES {
+            continue;
+        }
+        bytes = 0;
+        if blocking::wait(sender.send(std::mem::take(&mut batch))).is_err() {
+            return Ok(());
+        }
+    }
+    // Who takes no more has a reason of his own.
+    let _gone = blocking::wait(sender.send(batch));
+    Ok(())
 }
 
 /// The records of merged diffs, oldest first, decompressed by all cores. Blocks.

@@ -423,6 +423,32 @@ async fn a_damaged_or_missing_wdiff_is_named_and_harms_only_what_needs_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_in_any_wdiff_of_an_apply_leaves_the_base_image_as_it_was() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), device(5));
+    let archive = Archive::start(&dir);
+    let mut client = filled(&archive, &device).await;
+    let image = archive.volume_dir().join("base.img");
+    let before = std::fs::read(&image).unwrap();
+    for name in archive.files(".wdiff") {
+        let path = archive.volume_dir().join(&name);
+        let whole = std::fs::read(&path).unwrap();
+        let mut harmed = whole.clone();
+        let at = harmed.len() - 4200;
+        harmed[at] ^= 0x40;
+        std::fs::write(&path, &harmed).unwrap();
+        let applied = client.apply(5).await.unwrap();
+        assert_eq!(applied.detail.as_ref().unwrap().reason(), Reason::Damaged, "{applied:?}");
+        assert!(applied.error.contains(&name), "{}", applied.error);
+        let base = client.get().await.base.unwrap();
+        assert_eq!((base.begin.unwrap().gid_begin, base.end), (0, None));
+        same(&std::fs::read(&image).unwrap(), &before, &name);
+        std::fs::write(&path, &whole).unwrap();
+    }
+    assert_eq!(client.apply(5).await.unwrap().status(), OperationStatus::Done);
+    same(&client.restored(5).await, &device.history[5], "when all are whole again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unfinished_apply_says_which_wdiff_is_missing_and_goes_on_when_it_is_back() {
     let (dir, device) = (tempfile::tempdir().unwrap(), device(4));
     let (images, left) = limited(Then::Hang);

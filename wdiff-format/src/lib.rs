@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ahead;
+pub mod check;
 pub mod codec;
 pub mod compression;
 pub mod convert;

@@ -17,6 +17,7 @@ use server_kit::pace::Pace;
 use server_kit::scan::{self, CELL_BYTES};
 use server_kit::{clock, units};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +26,6 @@ use wdiff_format::gid::Diff;
 use wdiff_format::io_at::{ReadAt, ReadObject};
 use wdiff_format::name;
 use wdiff_format::open::WdiffReader;
-use wdiff_format::redo::decode;
 use wlog_format::units::Lb;
 
 /// Bytes of the base image between two looks at whether something else has to be done.
@@ -188,7 +188,7 @@ enum Stopped {
     Damage(WdiffError),
 }
 
-/// Decompresses and checks every record; `step` is called after each.
+/// Checks that every record can be read; `step` is called after each.
 fn records(
     file: ReadObject,
     path: &str,
@@ -197,10 +197,10 @@ fn records(
     mut step: impl FnMut() -> Result<(), RoleError>,
 ) -> Result<(), Stopped> {
     let reader = WdiffReader::from_file(file, path).map_err(Stopped::Damage)?;
-    for record in decode(reader, threads) {
-        let record = record.map_err(Stopped::Damage)?;
-        if record.end() > size {
-            let (address, end, image_blocks) = (record.address.0, record.end().0, size.0);
+    for range in wdiff_format::check::check(reader, threads) {
+        let Range { start, end } = range.map_err(Stopped::Damage)?;
+        if end > size {
+            let (address, end, image_blocks) = (start.0, end.0, size.0);
             return Err(Stopped::Damage(WdiffError::BeyondEnd { address, end, image_blocks }));
         }
         step().map_err(Stopped::Asked)?;
