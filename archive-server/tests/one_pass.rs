@@ -20,7 +20,8 @@ use server_kit::error::Reason;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use tokio::sync::Semaphore;
 
 /// Blocks of 1 MiB, the unit of the pass.
 const MIB: usize = 2048;
@@ -118,15 +119,14 @@ async fn cancelled(gid: u64) {
     let (dir, mut device) = (tempfile::tempdir().unwrap(), Device::new(40 * MIB, 7));
     device.write(200);
     // The third request that writes the image is where it is cancelled.
-    let (hangs, passed) = (Arc::new(AtomicBool::new(true)), AtomicI64::new(2));
-    let seen = hangs.clone();
+    let gate = Arc::new(Semaphore::new(2));
+    let seen = gate.clone();
     let images = Hooked::images(move |access, path| {
         let mine = access == Access::Write && path.to_string_lossy().ends_with(".img.tmp");
-        let waits = mine && passed.fetch_sub(1, Ordering::SeqCst) <= 0;
-        let hangs = seen.clone();
+        let gate = seen.clone();
         Box::pin(async move {
-            while waits && hangs.load(Ordering::SeqCst) {
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            if mine {
+                gate.acquire().await.map_err(std::io::Error::other)?.forget();
             }
             Ok(())
         })
@@ -139,8 +139,17 @@ async fn cancelled(gid: u64) {
     until("some of the image", || async { (tmp.exists() && allocated(&tmp) > 0).then_some(()) })
         .await;
     client.host.cancel_operation(OperationRef { id: id.clone() }).await.unwrap();
-    hangs.store(false, Ordering::SeqCst);
+    // What is in flight ends, much more slowly than a restore hears that it is cancelled.
+    let slowly = gate.clone();
+    let passing = tokio::spawn(async move {
+        loop {
+            slowly.add_permits(1);
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
     let ended = client.finish(&id).await;
+    passing.abort();
+    gate.add_permits(1 << 20);
     assert_eq!(ended.status(), OperationStatus::Cancelled, "{ended:?}");
     assert!(ended.done_bytes < ended.total_bytes, "{ended:?}");
     assert!(!tmp.exists());
