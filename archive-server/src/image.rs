@@ -22,7 +22,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use wdiff_format::error::WdiffError;
-use wdiff_format::merge::Merger;
+use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::{Records, WdiffReader};
 use wdiff_format::redo::{Content, DecodedRecord, decode};
 use wdiff_format::split::MaxIo;
@@ -279,7 +279,7 @@ pub(crate) fn merged(
 ) -> Result<impl Iterator<Item = Result<DecodedRecord, RoleError>>, RoleError> {
     let failed = |e| faults::wdiff(volume, e);
     let inputs: Vec<Records> = wdiffs.into_iter().map(|w| Box::new(w) as Records).collect();
-    let merged = Merger::new(inputs, MaxIo::NONE).map_err(failed)?;
+    let merged = Merger::new(inputs, MaxIo::NONE, Pieces::Joined).map_err(failed)?;
     Ok(decode(merged, blocking::parallelism()).map(move |record| {
         let record = record.map_err(failed)?;
         if record.end() > size {

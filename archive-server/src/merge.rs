@@ -28,7 +28,7 @@ use wdiff_format::compression::Compression;
 use wdiff_format::error::WdiffError;
 use wdiff_format::gid::{Diff, Gid, GidError};
 use wdiff_format::header::FileType;
-use wdiff_format::merge::Merger;
+use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::Records;
 use wdiff_format::record::DiffRecord;
 use wdiff_format::split::MaxIo;
@@ -294,7 +294,7 @@ impl Work {
         let blocks = self.volume.size().0.max(1);
         let mut told = 0;
         let mut pace = Pace::new(self.bytes_per_s);
-        let records = Merger::new(inputs, options.max_io).map_err(failed)?;
+        let records = Merger::new(inputs, options.max_io, Pieces::Joined).map_err(failed)?;
         let records = records.take_while(|_| !self.token.is_cancelled()).inspect(|record| {
             let stored = record.as_ref().ok().and_then(DiffRecord::stored);
             let stored = stored.map_or(0, |stored| stored.bytes.len() as u64);

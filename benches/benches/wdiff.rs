@@ -21,7 +21,7 @@ use wdiff_format::header::FileType;
 use wdiff_format::indexed_reader::IndexedReader;
 use wdiff_format::indexed_writer::IndexedWriter;
 use wdiff_format::io_at::WriteAt;
-use wdiff_format::merge::Merger;
+use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::Records;
 use wdiff_format::pool::CodecPool;
 use wdiff_format::record::{self, DiffRecord};
@@ -102,7 +102,7 @@ fn merger(diffs: &[Bytes], file_type: FileType) -> Merger {
             FileType::Indexed => Box::new(IndexedReader::new(bytes, "indexed").unwrap()),
         }
     };
-    Merger::new(diffs.iter().map(open).collect(), MaxIo::default()).unwrap()
+    Merger::new(diffs.iter().map(open).collect(), MaxIo::default(), Pieces::Joined).unwrap()
 }
 
 fn merge(c: &mut Criterion) {

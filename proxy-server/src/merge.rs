@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use wdiff_format::compression::Compression;
 use wdiff_format::error::{InputError, Problem, WdiffError};
 use wdiff_format::header::FileType;
-use wdiff_format::merge::Merger;
+use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::{Records, WdiffReader};
 use wdiff_format::split::MaxIo;
 use wdiff_format::write::{WriteOptions, write_records};
@@ -52,7 +52,7 @@ pub(crate) fn send(
     };
     let wrap = |chunk| WdiffTransferRequest { step: Some(Step::Chunk(chunk)) };
     let output = ChunkSender::new(messages.clone(), wrap);
-    let merged = Merger::new(readers, options.max_io).map_err(failed)?;
+    let merged = Merger::new(readers, options.max_io, Pieces::Joined).map_err(failed)?;
     let output = write_records(merged, output, &options).map_err(failed)?;
     let end = WdiffEnd { total_bytes: output.sent_bytes() };
     let message = WdiffTransferRequest { step: Some(Step::End(end)) };

@@ -2,8 +2,8 @@
 //!
 //! The merge is a stream: it holds one record of each input, or two. Each record of the result is
 //! what newer diffs leave visible of one input record, so its data is never copied, and a record
-//! that nothing covers comes out as it went in, compressed data and all. Index records that are
-//! pieces of one I/O count as one record: the index had to cut it, the merge has not.
+//! that nothing covers comes out as it went in, compressed data and all. An index cuts an I/O into
+//! pieces, each of which would have to be compressed anew: see [`Pieces`].
 
 use std::iter::Fuse;
 
@@ -13,6 +13,15 @@ use crate::error::WdiffError;
 use crate::open::Records;
 use crate::record::DiffRecord;
 use crate::split::MaxIo;
+
+/// What becomes of the pieces of one I/O in an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pieces {
+    /// Those that follow each other in it and on the device are one record again.
+    Joined,
+    /// Each stays a record, as in a merge of the original (`formats.md` §6.5).
+    Kept,
+}
 
 /// Start of an input that has no more records.
 const NO_MORE: u64 = u64::MAX;
@@ -27,24 +36,25 @@ pub struct Merger {
 }
 
 struct Input {
-    records: Joined,
+    records: Ahead,
     /// The next piece, and what follows it of the same record.
     head: Option<DiffRecord>,
     rest: Option<DiffRecord>,
 }
 
-/// Records, with pieces of one image that follow each other in it and on the device joined again.
-struct Joined {
+/// The records of an input.
+struct Ahead {
     records: Fuse<Records>,
+    pieces: Pieces,
     /// What was read to see that it does not continue the record before it.
     ahead: Option<Result<DiffRecord, WdiffError>>,
 }
 
-impl Joined {
+impl Ahead {
     fn next(&mut self) -> Result<Option<DiffRecord>, WdiffError> {
         let next = self.ahead.take().or_else(|| self.records.next());
         let Some(mut record) = next.transpose()? else { return Ok(None) };
-        while record.may_continue() {
+        while self.pieces == Pieces::Joined && record.may_continue() {
             let Some(next) = self.records.next() else { break };
             if !next.as_ref().is_ok_and(|next| record.join(next)) {
                 self.ahead = Some(next);
@@ -97,7 +107,7 @@ impl Merger {
     ///
     /// # Errors
     /// The first record of an input cannot be read.
-    pub fn new(inputs: Vec<Records>, max_io: MaxIo) -> Result<Self, WdiffError> {
+    pub fn new(inputs: Vec<Records>, max_io: MaxIo, pieces: Pieces) -> Result<Self, WdiffError> {
         let mut merger = Self {
             inputs: Vec::with_capacity(inputs.len()),
             starts: Vec::with_capacity(inputs.len()),
@@ -105,7 +115,7 @@ impl Merger {
             finished: false,
         };
         for records in inputs {
-            let records = Joined { records: records.fuse(), ahead: None };
+            let records = Ahead { records: records.fuse(), pieces, ahead: None };
             let mut input = Input { records, head: None, rest: None };
             input.advance(max_io)?;
             merger.starts.push(input.skip_to(0, max_io)?);

@@ -20,7 +20,7 @@ use serde_json::Value;
 use wdiff_format::convert::{LogRecords, convert};
 use wdiff_format::full::ImageRecords;
 use wdiff_format::header::FileType;
-use wdiff_format::merge::Merger;
+use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::{Records, WdiffReader};
 use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo};
 use wdiff_format::split::MaxIo;
@@ -65,10 +65,10 @@ fn every_log_becomes_the_diff_of_the_original() {
     }
 }
 
-fn merger(dir: &std::path::Path, inputs: &Value, max_io: MaxIo) -> Merger {
+fn merger(dir: &std::path::Path, inputs: &Value, max_io: MaxIo, pieces: Pieces) -> Merger {
     let inputs = inputs.as_array().unwrap().iter();
     let open = |id: &Value| -> Records { Box::new(open(dir, text(id))) };
-    Merger::new(inputs.map(open).collect(), max_io).unwrap()
+    Merger::new(inputs.map(open).collect(), max_io, pieces).unwrap()
 }
 
 #[test]
@@ -80,29 +80,31 @@ fn every_merge_gives_the_records_of_the_original() {
         let compression = text(&params["compression"]).rsplit_once(':').unwrap().0;
         // The original writes presets above 6; we do not, and no reader can see the difference.
         let compression = if compression == "lzma:9" { "lzma" } else { compression };
-        for file_type in [FileType::Sorted, FileType::Indexed] {
+        let merge = |file_type, pieces| {
             let options = options(file_type, max_io, compression);
-            let merged = merger(dir.path(), &params["inputs"], max_io);
+            let merged = merger(dir.path(), &params["inputs"], max_io, pieces);
             let ours = write_records(merged, Vec::new(), &options).unwrap();
             let records = all(read_back(dir.path(), &ours)).unwrap();
             let digest = blockmap_digest(&records);
             assert_eq!(digest, entry["expect"]["blockmap_digest"], "{id} as {file_type}");
-            if file_type == FileType::Indexed {
-                continue;
-            }
-            let Some(of_sorted) = same_merge_of_sorted(entry) else {
-                assert_eq!(records_digest(&records), entry["expect"]["records_digest"], "{id}");
-                continue;
-            };
-            // The original merges the pieces that an index cut each I/O into; we merge the I/Os,
-            // which are whole in the sorted diffs of the same logs. What has no data stays cut.
-            let original = |id| all(open(dir.path(), id)).unwrap().into_iter();
-            let (data, other): (Vec<_>, Vec<_>) = records.into_iter().partition(|r| r.kind == 0);
-            let original_data = original(of_sorted).filter(|r| r.kind == 0);
-            assert!(data.into_iter().eq(original_data), "{id}, data");
-            let original_other = original(id).filter(|r| r.kind != 0);
-            assert!(other.into_iter().eq(original_other), "{id}, zeros and discards");
-        }
+            records
+        };
+        merge(FileType::Indexed, Pieces::Kept);
+        let kept = merge(FileType::Sorted, Pieces::Kept);
+        assert_eq!(records_digest(&kept), entry["expect"]["records_digest"], "{id}");
+        let joined = merge(FileType::Sorted, Pieces::Joined);
+        let Some(of_sorted) = same_merge_of_sorted(entry) else {
+            assert_eq!(records_digest(&joined), entry["expect"]["records_digest"], "{id}");
+            continue;
+        };
+        // I/Os that are joined again are whole in the sorted diffs of the same logs. What has no
+        // data stays cut.
+        let original = |id| all(open(dir.path(), id)).unwrap().into_iter();
+        let (data, other): (Vec<_>, Vec<_>) = joined.into_iter().partition(|r| r.kind == 0);
+        let original_data = original(of_sorted).filter(|r| r.kind == 0);
+        assert!(data.into_iter().eq(original_data), "{id}, data");
+        let original_other = original(id).filter(|r| r.kind != 0);
+        assert!(other.into_iter().eq(original_other), "{id}, zeros and discards");
     }
 }
 
@@ -222,7 +224,7 @@ fn a_chain_of_diffs_gives_what_the_logs_give() {
     let chain = &manifest()["chain"];
     let ids = |kind| Value::from_iter((1..=4).map(|n| format!("d-m{n}-{kind}")));
     for inputs in [ids("s"), ids("i")] {
-        let merged = merger(dir.path(), &inputs, MaxIo::default());
+        let merged = merger(dir.path(), &inputs, MaxIo::default(), Pieces::Joined);
         let image = virtual_image("base16", merged);
         assert_eq!(hex(&image), chain["virt_full_cat_base16"]);
         for (key, hash) in chain["redo_in_order"].as_object().unwrap() {
@@ -234,7 +236,8 @@ fn a_chain_of_diffs_gives_what_the_logs_give() {
             }
             assert_eq!(hex(&image.into_content()), *hash, "one after the other onto {key}");
             let image = MemoryImage::new(content(base));
-            redo(merger(dir.path(), &inputs, MaxIo::NONE), &image, &options).unwrap();
+            redo(merger(dir.path(), &inputs, MaxIo::NONE, Pieces::Joined), &image, &options)
+                .unwrap();
             assert_eq!(hex(&image.into_content()), *hash, "merged onto {key}");
         }
     }

@@ -20,7 +20,7 @@ use wdiff_format::convert::{self, convert};
 use wdiff_format::error::WdiffError;
 use wdiff_format::header::FileType;
 use wdiff_format::indexed_reader::IndexedReader;
-use wdiff_format::merge::Merger;
+use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::Records;
 use wdiff_format::record::{DiffRecord, Payload};
 use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo};
@@ -163,7 +163,7 @@ proptest! {
         }
         let merger = || {
             let inputs = inputs.iter().map(|(bytes, file_type)| boxed(bytes, *file_type));
-            Merger::new(inputs.collect(), max_io).unwrap()
+            Merger::new(inputs.collect(), max_io, Pieces::Joined).unwrap()
         };
         let back = all(merger()).unwrap();
         prop_assert!(ascending_and_disjoint(&back));
@@ -365,10 +365,11 @@ fn an_index_cuts_an_io_and_a_merge_joins_it_again() {
     assert_eq!(cut, [(3, 1), (4, 4), (8, 8), (16, 16), (32, 16)]);
     assert!(pieces.iter().all(|piece| piece.stored().is_none()));
 
-    let merge = |diffs: &[&Vec<u8>], max_io| {
+    let merged = |diffs: &[&Vec<u8>], max_io, pieces| {
         let inputs = diffs.iter().map(|diff| boxed(diff, FileType::Indexed)).collect();
-        Merger::new(inputs, max_io).unwrap().map(Result::unwrap).collect::<Vec<_>>()
+        Merger::new(inputs, max_io, pieces).unwrap().map(Result::unwrap).collect::<Vec<_>>()
     };
+    let merge = |diffs: &[&Vec<u8>], max_io| merged(diffs, max_io, Pieces::Joined);
     let whole = merge(&[&older], MaxIo::NONE);
     let stored = Codec::new("lz4".parse().unwrap()).compress(&data(2, 45).into()).unwrap();
     assert_eq!(whole.len(), 1);
@@ -379,6 +380,8 @@ fn an_index_cuts_an_io_and_a_merge_joins_it_again() {
     };
     let covered = merge(&[&older, &newer], MaxIo::NONE);
     assert_eq!(visible(covered), [(3, 17), (20, 8), (28, 20)]);
+    let kept = merged(&[&older], MaxIo::NONE, Pieces::Kept);
+    assert_eq!(visible(kept), cut, "for somebody who wants the records of the original");
     let limited = merge(&[&older], MaxIo::from_blocks(32));
     assert_eq!(visible(limited), [(3, 32), (35, 13)]);
 }

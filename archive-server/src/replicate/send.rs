@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use wdiff_format::gid::{BaseState, Diff, Snapshot};
 use wdiff_format::header::FileType;
-use wdiff_format::merge::Merger;
+use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::{Records, WdiffReader};
 use wdiff_format::split::MaxIo;
 use wdiff_format::write::{WriteOptions, write_records};
@@ -238,7 +238,7 @@ impl Output {
             e => faults::wdiff(&self.volume, e),
         };
         let inputs = wdiffs.into_iter().map(|w| Box::new(w) as Records).collect();
-        let records = Merger::new(inputs, self.options.max_io).map_err(failed)?;
+        let records = Merger::new(inputs, self.options.max_io, Pieces::Joined).map_err(failed)?;
         let written = write_records(records, self.sender(), &self.options).map_err(failed)?;
         self.end(written.sent_bytes())
     }

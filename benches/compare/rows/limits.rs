@@ -12,7 +12,7 @@ use benches::{Payload, payloads};
 use wdiff_format::codec::Codec;
 use wdiff_format::compression::Compression;
 use wdiff_format::locate::locate;
-use wdiff_format::merge::Merger;
+use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::{Records, WdiffReader};
 use wdiff_format::record::{DiffRecord, RecordKind};
 use wdiff_format::split::MaxIo;
@@ -90,14 +90,19 @@ pub(super) fn written<'a>(wdiff: &Path, image: &'a Path, bytes: u64) -> anyhow::
 
 /// What the codec has to do in a merge: each visible record is decompressed, and what was cut is
 /// compressed again. The records are in memory.
-pub(super) fn recoded(wdiffs: &[PathBuf], compression: Compression, bytes: u64) -> Run<'_> {
+pub(super) fn recoded(
+    wdiffs: &[PathBuf],
+    pieces: Pieces,
+    compression: Compression,
+    bytes: u64,
+) -> Run<'_> {
     Box::new(move || {
         let inputs: Result<Vec<Records>, _> = wdiffs
             .iter()
             .map(|path| WdiffReader::open(path).map(|wdiff| Box::new(wdiff) as Records))
             .collect();
         let records: Vec<DiffRecord> =
-            Merger::new(inputs?, MaxIo::NONE)?.collect::<Result<_, _>>()?;
+            Merger::new(inputs?, MaxIo::NONE, pieces)?.collect::<Result<_, _>>()?;
         let start = Instant::now();
         on_all_cores(|core| {
             let mut codec = Codec::new(compression);

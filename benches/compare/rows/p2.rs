@@ -2,6 +2,7 @@
 //! records is the whole record.
 
 use benches::{LogShape, Payload};
+use wdiff_format::merge::Pieces;
 
 use super::files::{MIB, Stored, ensure_same_meaning, make_wdiffs, name, sparse, text, texts};
 use super::limits::recoded;
@@ -14,13 +15,15 @@ const INPUTS: u64 = 8;
 const INPUT_BYTES: u64 = 256 << 20;
 const DEVICE_BYTES: u64 = 4 << 30;
 
-const CASES: &[(Payload, Stored, f64)] = &[
-    (Payload::Semi, Stored { format: "sorted", compression: "lz4" }, 2.5),
-    (Payload::Semi, Stored { format: "sorted", compression: "zstd" }, 4.0),
-    (Payload::Semi, Stored { format: "indexed", compression: "lz4" }, 2.5),
-    (Payload::Semi, Stored { format: "indexed", compression: "zstd" }, 4.0),
-    (Payload::Random, Stored { format: "sorted", compression: "lz4" }, 1.2),
-    (Payload::Random, Stored { format: "sorted", compression: "zstd" }, 1.2),
+const CASES: &[(Payload, Stored, Pieces, f64)] = &[
+    (Payload::Semi, Stored { format: "sorted", compression: "lz4" }, Pieces::Kept, 2.5),
+    (Payload::Semi, Stored { format: "sorted", compression: "zstd" }, Pieces::Kept, 4.0),
+    (Payload::Semi, Stored { format: "indexed", compression: "lz4" }, Pieces::Kept, 2.5),
+    (Payload::Semi, Stored { format: "indexed", compression: "zstd" }, Pieces::Kept, 4.0),
+    (Payload::Semi, Stored { format: "indexed", compression: "lz4" }, Pieces::Joined, 2.5),
+    (Payload::Semi, Stored { format: "indexed", compression: "zstd" }, Pieces::Joined, 4.0),
+    (Payload::Random, Stored { format: "sorted", compression: "lz4" }, Pieces::Kept, 1.2),
+    (Payload::Random, Stored { format: "sorted", compression: "zstd" }, Pieces::Kept, 1.2),
 ];
 
 impl Row for Merge {
@@ -33,16 +36,18 @@ impl Row for Merge {
     }
 
     fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
-        CASES
-            .iter()
-            .try_for_each(|(payload, stored, at_least)| merge(bench, *payload, *stored, *at_least))
+        CASES.iter().try_for_each(|case| merge(bench, *case))
     }
 }
 
-fn merge(bench: &mut Bench, payload: Payload, stored: Stored, at_least: f64) -> anyhow::Result<()> {
+fn merge(
+    bench: &mut Bench,
+    (payload, stored, pieces, at_least): (Payload, Stored, Pieces, f64),
+) -> anyhow::Result<()> {
     let Stored { format, compression } = stored;
+    let join = if pieces == Pieces::Joined { ", --join" } else { "" };
     let case = Case {
-        name: format!("{format}, {compression} to {compression}, {}", name(payload)),
+        name: format!("{format}, {compression} to {compression}, {}{join}", name(payload)),
         unit: Unit::MegabytesPerSecond,
         limit: None,
         peak_limit_bytes: Some(150 * MIB),
@@ -59,13 +64,14 @@ fn merge(bench: &mut Bench, payload: Payload, stored: Stored, at_least: f64) -> 
     };
     let (inputs, bytes) = make_wdiffs(bench, INPUTS, stored, shape)?;
     let (ours, theirs) = (bench.file("ours"), bench.file("theirs"));
+    let flags: &[&str] = if pieces == Pieces::Joined { &["--join"] } else { &[] };
     let how = ["wdiff", "merge", "--compression", compression, "-o", text(&ours)?];
-    let merge = bench.walb(&[how.as_slice(), &texts(&inputs)?].concat());
+    let merge = bench.walb(&[how.as_slice(), flags, &texts(&inputs)?].concat());
     let codec = format!("{compression}:0:2");
     let how = ["-cmpr", &codec, "-o", text(&theirs)?, "-i"];
     let peer = bench.peer("wdiff-merge", &[how.as_slice(), &texts(&inputs)?].concat());
     let peer = peer.map(|command| throughput(command, bytes, &theirs));
-    let recoded = recoded(&inputs, compression.parse()?, bytes);
+    let recoded = recoded(&inputs, pieces, compression.parse()?, bytes);
     let sides = vec![
         Side::ours(throughput(merge, bytes, &ours)),
         Side::peer("wdiff-merge", at_least, peer),

@@ -17,7 +17,7 @@ use wdiff_format::ahead::Ahead;
 use wdiff_format::compression::Compression;
 use wdiff_format::error::WdiffError;
 use wdiff_format::header::FileType;
-use wdiff_format::merge::Merger;
+use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::{Records, WdiffReader};
 use wdiff_format::record::DiffRecord;
 use wdiff_format::split::MaxIo;
@@ -176,10 +176,10 @@ fn open(path: &Path) -> anyhow::Result<WdiffReader> {
 }
 
 /// Opens wdiffs, oldest first, as one that is read ahead.
-fn open_merged(paths: &[PathBuf], max_io: MaxIo) -> anyhow::Result<Ahead> {
+fn open_merged(paths: &[PathBuf], max_io: MaxIo, pieces: Pieces) -> anyhow::Result<Ahead> {
     let open_one = |path: &PathBuf| -> anyhow::Result<Records> { Ok(Box::new(open(path)?)) };
     let inputs = paths.iter().map(open_one).collect::<anyhow::Result<Vec<_>>>()?;
-    let merged = Merger::new(inputs, max_io).context("cannot read wdiff")?;
+    let merged = Merger::new(inputs, max_io, pieces).context("cannot read wdiff")?;
     read_ahead(merged)
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use wdiff_format::merge::Pieces;
 use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, RedoStat, redo};
 use wdiff_format::split::MaxIo;
 
@@ -47,7 +48,7 @@ struct Done {
 }
 
 pub(super) fn run(args: &RedoArgs) -> anyhow::Result<()> {
-    let merged = open_merged(&args.inputs, MaxIo::NONE)?;
+    let merged = open_merged(&args.inputs, MaxIo::NONE, Pieces::Joined)?;
     let image = Image::open(&args.image)?;
     let options = RedoOptions {
         discards: if args.zero_discard { Discards::Zero } else { Discards::Ignore },

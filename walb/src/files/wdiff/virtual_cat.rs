@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use wdiff_format::io_at::ReadAt;
+use wdiff_format::merge::Pieces;
 use wdiff_format::redo::BeyondEnd;
 use wdiff_format::split::MaxIo;
 use wdiff_format::virtual_image::VirtualImage;
@@ -43,7 +44,7 @@ pub(super) fn run(args: &VirtualCatArgs) -> anyhow::Result<()> {
     };
     let (base, size) =
         open_base().with_context(|| format!("cannot open base image {}", args.base.display()))?;
-    let merged = open_merged(&args.inputs, MaxIo::NONE)?;
+    let merged = open_merged(&args.inputs, MaxIo::NONE, Pieces::Joined)?;
     let mut image = VirtualImage::new(base, size, merged, BeyondEnd::Fail, args.threads.get());
     let mut output = Output::create(&args.output)?;
     copy(&mut image, &mut output, args)?;
