@@ -75,18 +75,23 @@ fn catalogue(bench: &mut Bench, diffs: u64) -> anyhow::Result<()> {
         set.insert(named(gid)?)?;
     }
     let base = BaseState::at(Snapshot::clean(Gid(0)), 0);
-    let (mut plans, mut adds) = (Vec::new(), Vec::new());
+    let (mut plans, mut lists, mut adds) = (Vec::new(), Vec::new(), Vec::new());
     for more in 1..=bench.rounds() as u64 {
         let start = Instant::now();
         let plan = set.restore_summary(&base, Gid(diffs), NAMES)?;
         plans.push(ms(start));
         ensure!(plan.count as u64 == diffs, "a plan of {} wdiffs", plan.count);
+        let start = Instant::now();
+        let list = set.restore_list(&base, Gid(diffs))?;
+        lists.push(ms(start));
+        ensure!(list.len() as u64 == diffs, "a list of {} wdiffs", list.len());
         let diff = named(diffs + more)?;
         let start = Instant::now();
         set.insert(diff)?;
         adds.push(ms(start));
     }
     keep(bench, "plan of a restore", Some(5.0), plans)?;
+    keep(bench, "the list that a restore works through", None, lists)?;
     keep(bench, "a wdiff more in the catalogue", Some(1.0), adds)
 }
 

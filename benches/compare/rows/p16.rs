@@ -1,5 +1,6 @@
 //! Apply and merge as the archive's commands, against the original's file tools on the same wdiffs
-//! on the same disk. Both end when the result is on the disk.
+//! on the same disk. Both end when the result is on the disk; what is merged is compressed alike, as
+//! archives do it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -81,7 +82,7 @@ fn merge(bench: &mut Bench, repeated: &Repeated, wdiffs: &[PathBuf]) -> anyhow::
     let tool = bench.peer("wdiff-merge", &[]).and_then(|command| command.into_iter().next());
     let theirs = tool.map(|tool| {
         let merge = "tool=$1 result=$2; shift 2; \
-                     \"$tool\" -cmpr snappy:0:2 -o \"$result\" -i \"$@\"; sync \"$result\"";
+                     \"$tool\" -cmpr zstd:1:2 -o \"$result\" -i \"$@\"; sync \"$result\"";
         throughput(shell(merge, args(tool, &result, wdiffs)), repeated.bytes, &result)
     });
     let case = Case::new("merge", Unit::MegabytesPerSecond);
