@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  wdiffs --merge, decompress (a thread)--> pieces with records --+
-//!                                                                 +--> many pieces in flight --> image
+//!                                                                 +--> pieces in flight --> image
 //!  base image: extents ------------------> pieces without --------+    (read base, patch, write)
 //! ```
 //! Invariants: the pieces ascend and are disjoint; what a record covers never comes from the base

@@ -1,6 +1,6 @@
 //! Apply and merge as the archive's commands, against the original's file tools on the same wdiffs
-//! on the same disk. Both end when the result is on the disk; what is merged is compressed alike, as
-//! archives do it.
+//! on the same disk. Both end when the result is on the disk; what is merged is compressed alike,
+//! as archives do it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -43,7 +43,8 @@ impl Seed {
         let found = start.protocol;
         if found != PROTOCOL {
             let message = format!(
-                "the sender compares by protocol {found} of the hash sync, this server by {PROTOCOL}"
+                "the sender compares by protocol {found} of the hash sync, this server by \
+                 {PROTOCOL}"
             );
             return Err(RoleError::bad_request(message)
                 .with_next_step("install the same version on both servers"));

@@ -27,7 +27,8 @@ pub fn whole(size: u64) -> Vec<Range<u64>> {
     if size == 0 { Vec::new() } else { std::iter::once(0..size).collect() }
 }
 
-/// Ranges in any order as disjoint runs of whole grains, ascending, inside a device of `size` bytes.
+/// Ranges in any order as disjoint runs of whole grains, ascending, inside a device of `size`
+/// bytes.
 #[must_use]
 pub fn covering(ranges: &[ByteRange], size: u64) -> Vec<Range<u64>> {
     let aligned = |r: &ByteRange| {
