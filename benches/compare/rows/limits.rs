@@ -104,9 +104,10 @@ pub(super) fn recoded(
         let records: Vec<DiffRecord> =
             Merger::new(inputs?, MaxIo::NONE, pieces)?.collect::<Result<_, _>>()?;
         let start = Instant::now();
+        let share = records.len().div_ceil(cores());
         on_all_cores(|core| {
             let mut codec = Codec::new(compression);
-            for record in records.iter().skip(core).step_by(cores()) {
+            for record in records.iter().skip(core * share).take(share) {
                 std::hint::black_box(record.encode(&mut codec)?);
             }
             Ok(())
