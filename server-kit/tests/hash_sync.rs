@@ -195,7 +195,7 @@ async fn sync(theirs: &[u8], own: &[u8], trouble: Trouble, change: HashSyncStart
         return Outcome { sent, result: None, wire_bytes, wdiff: Vec::new() };
     };
     let path = dir.path().join("theirs");
-    let mut image = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let image = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     let reader = SortedReader::new(&data[..], "sent").unwrap();
     assert_eq!(reader.header().uuid, LogUuid([3; 16]));
     let options = RedoOptions {
@@ -204,7 +204,7 @@ async fn sync(theirs: &[u8], own: &[u8], trouble: Trouble, change: HashSyncStart
         image_blocks: Lb(own.len() as u64 / 512),
         threads: 1,
     };
-    redo(reader, &mut image, &options).unwrap();
+    redo(reader, &image, &options).unwrap();
     Outcome { sent, result: Some((std::fs::read(path).unwrap(), end)), wire_bytes, wdiff: data }
 }
 
