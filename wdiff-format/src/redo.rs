@@ -123,9 +123,9 @@ impl RedoStat {
 
 /// Writes `records`, which are disjoint, onto `image`. Does not flush it.
 ///
-/// Each thread takes a portion of them, decompresses it and writes it while it is in the processor's
-/// cache. One writes at a time: the kernel lets one into a file, and waiting there for each record
-/// costs more than waiting here for each portion.
+/// Each thread takes a portion of them, decompresses it and writes it while it is in the cache. One
+/// writes at a time: the kernel lets one into a file, and waiting there for each record costs more
+/// than waiting here for each portion.
 ///
 /// # Errors
 /// A record cannot be read, or the image cannot be written; of what comes before and soon after it
