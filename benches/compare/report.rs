@@ -135,7 +135,11 @@ fn verdict(case: &CaseResult, side: &SideResult) -> Option<bool> {
 
 /// The ratio that the narrowest limit of the case allows, when the wanted one is beyond it.
 fn allowed(case: &CaseResult, peer: &SideResult) -> Option<f64> {
-    let limits = case.sides.iter().filter(|side| side.ratio.is_some() && side.at_least.is_none());
+    // What ours is ahead of was no limit.
+    let is_limit = |side: &&SideResult| {
+        side.at_least.is_none() && side.ratio.as_ref().is_some_and(|ratio| ratio.median <= 1.0)
+    };
+    let limits = case.sides.iter().filter(is_limit);
     let best = limits.map(|limit| match case.unit.higher_is_better() {
         true => limit.figure.median / peer.figure.median,
         false => peer.figure.median / limit.figure.median,
