@@ -26,7 +26,7 @@ async fn the_image_and_the_log_since_then_are_the_device() {
         let base = disk.base.unwrap();
         assert_eq!((base.gid_begin, base.gid_end), (0, gid));
         assert!(disk.zero_runs > 0, "holes are told, not sent");
-        assert!((disk.chunks as u64) < SIZE_BYTES / (64 << 10));
+        assert!(disk.data_bytes < SIZE_BYTES);
     }
     cluster.shipped(gid).await;
     let first = cluster.wire.stored()[0].summary();
@@ -67,15 +67,15 @@ async fn an_interrupted_backup_goes_on_where_the_archive_has_its_last_block() {
     let durable = cluster.archive.disk.lock().durable;
     assert!(durable >= 3 << 20);
     cluster.archive.change(|disk| disk.break_at = None);
-    cluster.archive.change(|disk| disk.chunks = 0);
+    cluster.archive.change(|disk| disk.data_bytes = 0);
     cluster.storage.full_backup(VOLUME).await.unwrap();
     {
         let disk = cluster.archive.disk.lock();
         let resumed = &disk.syncs[1];
         assert_eq!(resumed.resume_uuid, disk.log_uuid);
         assert_eq!(resumed.started_s, disk.syncs[0].started_s);
-        let left = (SIZE_BYTES - durable as u64) / (64 << 10);
-        assert!(disk.chunks as u64 <= left + 1, "{} chunks, {left} were left", disk.chunks);
+        let left = SIZE_BYTES - durable as u64;
+        assert!(disk.data_bytes <= left, "{} bytes, {left} were left", disk.data_bytes);
     }
     cluster.check_restorable().await;
 }

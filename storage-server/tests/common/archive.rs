@@ -39,7 +39,8 @@ pub struct Disk {
     pub base_uuid: Bytes,
     pub base: Option<Snapshot>,
     pub syncs: Vec<PrepareFullSyncRequest>,
-    pub chunks: usize,
+    /// Image bytes that came as data, not as a run of zeroes.
+    pub data_bytes: u64,
     pub zero_runs: usize,
     /// Break off when so many bytes have arrived.
     pub break_at: Option<usize>,
@@ -180,7 +181,7 @@ impl Service {
                 let data = server_kit::chunks::decode(chunk).unwrap();
                 disk.image[offset..offset + data.len()].copy_from_slice(&data);
                 disk.durable += data.len();
-                disk.chunks += 1;
+                disk.data_bytes += data.len() as u64;
             }
             None => {
                 let len = usize::try_from(bulk.zeros_bytes).unwrap();
