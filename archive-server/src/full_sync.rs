@@ -1,10 +1,10 @@
 //! Receiving a full backup, or the base image of another archive (`semantics.md` §5.11).
 //!
 //! A session is announced first; it holds the volume until it is used, replaced, or forgotten after
-//! a silence. Invariants: the progress that is kept is behind a flush; whatever lies behind it in
-//! the image reads as zeros when a session begins, or zeros are written too; a full backup that
-//! fails leaves `SyncReady` and its progress; it counts when base, uuids and state are durable in
-//! one file.
+//! a silence. Invariants: the progress that is kept is behind a flush, which began after all writes
+//! below had ended; whatever lies behind it in the image reads as zeros when a session begins, or
+//! zeros are written too; a full backup that fails leaves `SyncReady` and its progress; it counts
+//! when base, uuids and state are durable in one file.
 
 use crate::archive::{Archive, parse_name, refused};
 use crate::backend::{Image, Rest};
@@ -13,6 +13,8 @@ use crate::jobs::{FULL_SYNC, Job, RESIZE};
 use crate::record::{Progress, Replica, Whole};
 use crate::state::State;
 use crate::volume::Volume;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
 use proto::v1::full_sync_request::Step;
 use proto::v1::{
@@ -203,7 +205,10 @@ struct Filling<'a> {
     size: Lb,
     /// Everything below has arrived.
     at: u64,
-    durable: u64,
+    /// Up to where the last keeping was begun.
+    kept: u64,
+    /// One at most: it makes what is behind last, and then keeps the progress.
+    keeping: FuturesUnordered<BoxFuture<'static, Result<(), RoleError>>>,
 }
 
 async fn run<S>(
@@ -233,7 +238,8 @@ where
         rest,
         size,
         at: start_bytes,
-        durable: start_bytes,
+        kept: start_bytes,
+        keeping: FuturesUnordered::new(),
     };
     let filled = tokio::select! {
         filled = filling.fill(stream) => filled,
@@ -241,7 +247,7 @@ where
         () = handle.cancelled() => Err(RoleError::cancelled("given up as asked")),
     };
     // Nothing of this session may reach the image after the volume is free again.
-    filling.writer.drain().await;
+    filling.drain().await;
     let sent = filled.map_err(|e| e.with_volume(name))?;
     let (archive_uuid, base) = match source {
         Source::Storage { started_s, .. } => (LogUuid::random(), BaseState::at(sent, started_s)),
@@ -286,7 +292,14 @@ impl Filling<'_> {
         S: Stream<Item = Result<FullSyncRequest, tonic::Status>> + Unpin,
     {
         loop {
-            match next_step(self.archive, stream).await? {
+            let step = tokio::select! {
+                step = next_step(self.archive, stream) => step?,
+                Some(kept) = self.keeping.next() => {
+                    kept?;
+                    continue;
+                }
+            };
+            match step {
                 Step::Start(_) => {
                     return Err(RoleError::bad_request("a second start in a full backup"));
                 }
@@ -300,11 +313,12 @@ impl Filling<'_> {
                     let missing = || RoleError::bad_request("the end has no snapshot");
                     let base = Snapshot::try_from(base.ok_or_else(missing)?)
                         .map_err(|e| RoleError::bad_request(e.to_string()))?;
+                    self.end_keeping().await?;
                     self.writer.flush().await?;
                     return Ok(base);
                 }
             }
-            if self.at - self.durable >= self.archive.settings.flush_bytes {
+            if self.at - self.kept >= self.archive.settings.flush_bytes {
                 self.keep_progress().await?;
             }
         }
@@ -339,12 +353,29 @@ impl Filling<'_> {
         Ok(())
     }
 
+    /// Begins to keep the progress, beside what arrives next.
     async fn keep_progress(&mut self) -> Result<(), RoleError> {
-        self.writer.flush().await?;
-        let volume = self.volume.clone();
+        self.end_keeping().await?;
+        self.kept = self.at;
+        let (flush, volume) = (self.writer.flush_behind(), self.volume.clone());
         let progress = self.source.progress(self.log_uuid, self.size, self.at);
-        blocking::run(move || volume.progress.store(&progress)).await?;
-        self.durable = self.at;
+        self.keeping.push(Box::pin(async move {
+            flush.await?;
+            blocking::run(move || volume.progress.store(&progress)).await
+        }));
         Ok(())
+    }
+
+    async fn end_keeping(&mut self) -> Result<(), RoleError> {
+        while let Some(kept) = self.keeping.next().await {
+            kept?;
+        }
+        Ok(())
+    }
+
+    /// Waits for all that was begun, whatever becomes of it.
+    async fn drain(&mut self) {
+        while self.keeping.next().await.is_some() {}
+        self.writer.drain().await;
     }
 }

@@ -82,6 +82,13 @@ pub(crate) struct Failed {
     error: io::Error,
 }
 
+impl Failed {
+    fn of(self, volume: &str) -> RoleError {
+        let Self { attempt, path, error } = self;
+        faults::image(volume, attempt, Path::new(&path), error)
+    }
+}
+
 /// Makes errors of a device tell what was attempted on it.
 pub(crate) fn attempt(
     attempt: &'static str,
@@ -114,8 +121,7 @@ impl ImageWriter {
     }
 
     pub(crate) fn failed(&self, failed: Failed) -> RoleError {
-        let Failed { attempt, path, error } = failed;
-        faults::image(&self.volume, attempt, Path::new(&path), error)
+        failed.of(&self.volume)
     }
 
     /// Waits until at most `left` requests are in flight.
@@ -167,6 +173,22 @@ impl ImageWriter {
         self.settle(0).await?;
         let flushed = self.device.flush().await.map_err(attempt("flush", &self.device));
         flushed.map_err(|e| self.failed(e))
+    }
+
+    /// Makes last what was begun so far, beside what is begun from now on. Who drops it before its
+    /// end knows nothing of those requests.
+    pub(crate) fn flush_behind(
+        &mut self,
+    ) -> impl Future<Output = Result<(), RoleError>> + Send + 'static {
+        let (device, volume) = (self.device.clone(), self.volume.clone());
+        let behind = std::mem::take(&mut self.in_flight);
+        async move {
+            // All of them, whatever becomes of one: nothing may be in flight when this ends.
+            let ended: Vec<_> = behind.collect().await;
+            let written = ended.into_iter().collect::<Result<(), Failed>>();
+            written.map_err(|e| e.of(&volume))?;
+            device.flush().await.map_err(attempt("flush", &device)).map_err(|e| e.of(&volume))
+        }
     }
 
     /// Waits for all requests, whatever becomes of them: nobody else may touch the image before.

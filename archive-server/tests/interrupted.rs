@@ -14,13 +14,14 @@ mod common;
 
 use archive_server::{FileImages, Images, Settings};
 use common::hooked::{Access, Hooked};
+use common::slow::{PIECE, progress, send_up_to, slowly};
 use common::{
-    Archive, Client, Device, UUID, VOLUME, bulk, filled, full, full_end, full_start, messages,
+    Archive, Client, Device, UUID, VOLUME, filled, full, full_end, full_start, messages,
     meta, reason, same, start_of, until, volume,
 };
 use proto::v1::full_sync_request::Step;
 use proto::v1::restore_request::Point;
-use proto::v1::{FullSyncReply, FullSyncRequest, OperationStatus, SnapshotRef, VolumeRef};
+use proto::v1::{OperationStatus, SnapshotRef, VolumeRef};
 use server_kit::error::Reason;
 use std::io;
 use std::sync::Arc;
@@ -151,39 +152,6 @@ async fn a_stop_does_not_wait_for_space_and_a_start_goes_on_with_the_apply() {
     client.archive.start(volume()).await.unwrap();
     until_base(&client, 3).await;
     same(&client.restored(3).await, &device.history[3], "after stop and start");
-}
-
-/// A full backup whose messages are handed in one by one.
-fn slowly(
-    client: &Client,
-) -> (
-    tokio::sync::mpsc::Sender<FullSyncRequest>,
-    tokio::task::JoinHandle<common::Answer<FullSyncReply>>,
-) {
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    let mut archive = client.archive.clone();
-    let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    let reply = async move { Ok(archive.full_sync(stream).await?.into_inner()) };
-    (sender, tokio::spawn(reply))
-}
-
-const PIECE: usize = 64 << 10;
-
-async fn send_up_to(
-    sender: &tokio::sync::mpsc::Sender<FullSyncRequest>,
-    image: &[u8],
-    from: usize,
-    to: usize,
-) {
-    for at in (from..to).step_by(PIECE) {
-        sender.send(bulk(at, &image[at..at + PIECE])).await.unwrap();
-    }
-}
-
-fn progress(dir: &tempfile::TempDir) -> Option<u64> {
-    let text = std::fs::read_to_string(dir.path().join("a0/vol0/full-sync")).ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("durable_bytes = "))?;
-    line.parse().ok()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,6 +5,7 @@
 pub mod hooked;
 pub mod outside;
 pub mod pair;
+pub mod slow;
 pub mod sync;
 
 use archive_server::{BackendChoice, FileImages, Images, Server, Settings, World};

@@ -19,7 +19,7 @@ use crate::bench::Bench;
 pub(super) const VOLUME: &str = "vol0";
 
 /// Bytes of data, and then as many zeros, in an image that is half zero.
-const STRIPE_BYTES: usize = 16 << 20;
+pub(super) const STRIPE_BYTES: usize = 16 << 20;
 
 /// One server of each role.
 pub(super) fn one_of_each() -> Layout {

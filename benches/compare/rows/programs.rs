@@ -75,6 +75,13 @@ impl Measured {
         self.sum("iops")
     }
 
+    /// Seconds until the last of its jobs had ended.
+    pub(super) fn seconds(&self) -> anyhow::Result<f64> {
+        let jobs = self.0.pointer("/jobs").and_then(|jobs| jobs.as_array()).context("no jobs")?;
+        let ended = jobs.iter().filter_map(|job| job.get("job_runtime")?.as_f64());
+        Ok(ended.reduce(f64::max).context("no job has run")? / 1e3)
+    }
+
     pub(super) fn megabytes_per_second(&self) -> anyhow::Result<f64> {
         Ok(self.sum("bw_bytes")? / 1e6)
     }

@@ -26,6 +26,7 @@ pub mod verify;
 use std::time::Duration;
 
 use proto::v1;
+use server_kit::retry::Backoff;
 use tokio::time::{Instant, sleep};
 
 use crate::error::ControlError;
@@ -44,6 +45,9 @@ pub type Watch<'a> = &'a mut (dyn FnMut(Event<'_>) + Send);
 
 /// Pause between two looks at a server's state.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The first pause; each is twice as long as the one before, up to the other. What is nearly there
+/// is not waited for long.
+const FIRST_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Polls until `look` gives a value; an error ends it at once.
 pub(crate) async fn wait_for<T, F, Fut>(
@@ -57,6 +61,7 @@ where
     Fut: Future<Output = Result<Option<T>, ControlError>>,
 {
     let start = Instant::now();
+    let mut pause = Backoff::new(FIRST_INTERVAL, POLL_INTERVAL);
     loop {
         if let Some(value) = look().await? {
             return Ok(value);
@@ -68,6 +73,6 @@ where
                 next_step: next_step.to_owned(),
             });
         }
-        sleep(POLL_INTERVAL).await;
+        sleep(pause.next_delay()).await;
     }
 }
