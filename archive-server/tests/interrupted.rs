@@ -16,8 +16,8 @@ use archive_server::{FileImages, Images, Settings};
 use common::hooked::{Access, Hooked};
 use common::slow::{PIECE, progress, send_up_to, slowly};
 use common::{
-    Archive, Client, Device, UUID, VOLUME, filled, full, full_end, full_start, messages,
-    meta, reason, same, start_of, until, volume,
+    Archive, Client, Device, UUID, VOLUME, filled, full, full_end, full_start, messages, meta,
+    reason, same, start_of, until, volume,
 };
 use proto::v1::full_sync_request::Step;
 use proto::v1::restore_request::Point;
