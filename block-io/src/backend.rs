@@ -23,6 +23,9 @@ pub enum Engine {
     /// tasks of the present runtime use without a thread in between. The device must not outlive
     /// the runtime. Else as `Auto`.
     Near,
+    /// As `Near`, on a runtime of one thread that works for nobody but those who wait for this
+    /// device: a flush that nothing else is waiting beside is done on that thread.
+    NearAlone,
     /// Blocking system calls on a few threads.
     Plain,
 }
@@ -41,10 +44,13 @@ impl Backend {
                 Some(uring) => Self::Uring(uring),
                 None => Self::Plain,
             },
-            Engine::Near => match (Self::new(Engine::Auto), Near::start()) {
-                (Self::Uring(_), Ok(near)) => Self::Near(near),
-                (other, _) => other,
-            },
+            Engine::Near | Engine::NearAlone => {
+                let near = Near::start(engine == Engine::NearAlone);
+                match (Self::new(Engine::Auto), near) {
+                    (Self::Uring(_), Ok(near)) => Self::Near(near),
+                    (other, _) => other,
+                }
+            }
             Engine::Plain => Self::Plain,
         }
     }

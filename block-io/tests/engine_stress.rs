@@ -12,6 +12,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use block_io::buffer::AlignedBuf;
@@ -23,7 +24,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
-const ENGINES: [Engine; 3] = [Engine::Auto, Engine::Near, Engine::Plain];
+const ENGINES: [Engine; 4] = [Engine::Auto, Engine::Near, Engine::NearAlone, Engine::Plain];
 const TASKS: u64 = 64;
 const ROUNDS: usize = 30;
 /// What each task owns.
@@ -350,7 +351,10 @@ async fn a_device_that_is_dropped_with_requests_in_flight_gives_its_file_back() 
         let data = AlignedBuf::copy_of(&[9; 1 << 20]).freeze();
         for n in 0..32 {
             let mut write = device.write(n << 20, vec![data.clone()]);
-            assert!(futures::poll!(&mut write).is_pending());
+            // A quick engine on another core may have done it already.
+            if let Poll::Ready(done) = futures::poll!(&mut write) {
+                done.unwrap();
+            }
         }
         drop(device);
         let deadline = Instant::now() + Duration::from_secs(30);

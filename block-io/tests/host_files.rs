@@ -17,7 +17,7 @@ use block_io::{Engine, Kind, OpenOptions, grow, open, probe};
 use bytes::Bytes;
 use tempfile::TempDir;
 
-const ENGINES: [Engine; 3] = [Engine::Auto, Engine::Near, Engine::Plain];
+const ENGINES: [Engine; 4] = [Engine::Auto, Engine::Near, Engine::NearAlone, Engine::Plain];
 
 /// A sparse file of `bytes` in the build directory (a real filesystem, where /tmp may be a tmpfs).
 fn file(bytes: u64) -> (TempDir, std::path::PathBuf) {

@@ -44,9 +44,19 @@ const IN_USE_RETRY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When it is missing, of the wrong kind, or (for some seconds) in use.
 pub async fn open_device(path: &Path, role: DeviceRole) -> Result<Arc<dyn BlockDevice>, OpenError> {
+    // Every write waits for the log device, every read for the data device.
+    open_with(path, role, Engine::Near).await
+}
+
+/// [`open_device`] with an engine of choice.
+pub(crate) async fn open_with(
+    path: &Path,
+    role: DeviceRole,
+    engine: Engine,
+) -> Result<Arc<dyn BlockDevice>, OpenError> {
     let deadline = Instant::now() + IN_USE_PATIENCE;
     loop {
-        match try_open(path, role) {
+        match try_open(path, role, engine) {
             Err(OpenError::InUse { .. }) if Instant::now() < deadline => {
                 tokio::time::sleep(IN_USE_RETRY).await;
             }
@@ -55,9 +65,11 @@ pub async fn open_device(path: &Path, role: DeviceRole) -> Result<Arc<dyn BlockD
     }
 }
 
-fn try_open(path: &Path, role: DeviceRole) -> Result<Arc<dyn BlockDevice>, OpenError> {
-    // Every write waits for the log device, every read for the data device.
-    let engine = Engine::Near;
+fn try_open(
+    path: &Path,
+    role: DeviceRole,
+    engine: Engine,
+) -> Result<Arc<dyn BlockDevice>, OpenError> {
     let options = OpenOptions { exclusive: true, engine, ..OpenOptions::default() };
     block_io::open(path, options).map_err(|source| {
         let (role, path) = (role.name(), path.to_owned());

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 /// Threads that end when this is dropped; what still runs on them is dropped with it.
 pub(crate) struct IoThreads {
     threads: Vec<IoThread>,
+    volumes: usize,
     next: usize,
 }
 
@@ -32,7 +33,12 @@ impl IoThreads {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let threads = (0..volumes.clamp(1, processors)).map(IoThread::start);
         let threads = threads.collect::<std::io::Result<_>>().context("no thread for I/O")?;
-        Ok(Self { threads, next: 0 })
+        Ok(Self { threads, volumes, next: 0 })
+    }
+
+    /// Whether each volume has a thread to itself.
+    pub(crate) fn are_enough(&self) -> bool {
+        self.volumes <= self.threads.len()
     }
 
     /// Runs this on one of the threads, in turn.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use block_io::Engine;
 use block_io::nbd::server::{Limits, NbdServer};
 use proto::v1::Role;
 use server_kit::durable::{DurableDir, RealDir, claim_base};
@@ -20,7 +21,7 @@ use tonic::service::Routes;
 
 use crate::config::{ServeArgs, VolumeSpec};
 use crate::control::{ControlService, MEND, Served, ServedVolumes, Unserved, UnservedVolumes};
-use crate::format::{DeviceRole, open_device};
+use crate::format::{DeviceRole, open_device, open_with};
 use crate::frontend::VolumeExport;
 use crate::io_threads::IoThreads;
 use crate::options::VolumeOptions;
@@ -51,9 +52,10 @@ async fn open_volumes(
     let options: Result<Vec<_>, _> = args.volume.iter().map(|spec| args.options(spec)).collect();
     let options = options.map_err(anyhow::Error::msg)?;
     let (mut volumes, mut unserved) = (BTreeMap::new(), BTreeMap::new());
+    let log_engine = if threads.are_enough() { Engine::NearAlone } else { Engine::Near };
     let mut last = None;
     for (spec, options) in args.volume.iter().zip(options) {
-        let opened = open_volume(spec.clone(), options, state.clone());
+        let opened = open_volume(spec.clone(), options, log_engine, state.clone());
         match threads.run(opened).await.and_then(|opened| opened) {
             Ok(volume) => {
                 let served = Served { volume: Arc::new(volume), frontends: Vec::new() };
@@ -97,9 +99,10 @@ fn check(args: &ServeArgs) -> anyhow::Result<()> {
 async fn open_volume(
     spec: VolumeSpec,
     options: VolumeOptions,
+    log_engine: Engine,
     state: Option<Arc<dyn DurableDir>>,
 ) -> anyhow::Result<Volume> {
-    let log = open_device(&absolute(&spec.log)?, DeviceRole::Log).await?;
+    let log = open_with(&absolute(&spec.log)?, DeviceRole::Log, log_engine).await?;
     let data = open_device(&absolute(&spec.data)?, DeviceRole::Data).await?;
     // After the devices: they are locked, so nobody else has the directory of this volume.
     let state = state.map(|base| volume_dir(&*base, &spec)).transpose()?;

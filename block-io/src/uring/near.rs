@@ -17,6 +17,10 @@
 //! then waits until the ring's task asks for it: otherwise the kernel interrupts the thread, which
 //! may sleep, once to finish the request and once to say so.
 //!
+//! A flush goes to a thread of the kernel and comes back through it, which takes longer than a quick
+//! disk takes to flush. Where the runtime works for this device alone and nothing else is in flight
+//! the ring's task flushes by itself ([`Spot`]).
+//!
 //! Invariant: as in the engine thread, what a request refers to is owned by the ring's task from
 //! submission to completion. A device that is closed before leaves it to that task, which ends
 //! when nothing is in flight. A runtime that ends before waits a while; what is in flight even
@@ -38,7 +42,7 @@ use tokio::sync::Notify;
 use super::sqe::completions;
 use super::table::Table;
 use crate::admission::DEVICE_DEPTH;
-use crate::request::Request;
+use crate::request::{Op, Request};
 
 /// Entries of the submission queue: the requests of one device fit.
 const RING_ENTRIES: u32 = 128;
@@ -47,6 +51,11 @@ const _: () = assert!(DEVICE_DEPTH <= RING_ENTRIES as usize);
 const NO_KEY: u64 = u64::MAX;
 /// How long the end of a runtime waits for what is in flight.
 const END: Duration = Duration::from_secs(5);
+/// What a flush may take while its thread can do nothing else.
+const QUICK: Duration = Duration::from_micros(250);
+/// After a slower one none is tried for so many times as long, so that slow ones take a thousandth
+/// of the thread's time at most.
+const PAUSES: u32 = 1000;
 
 /// The ring of one device.
 pub(crate) struct Near {
@@ -71,15 +80,17 @@ struct Waiting {
 }
 
 impl Near {
-    /// A ring whose completions the current runtime takes.
-    pub(crate) fn start() -> io::Result<Self> {
+    /// A ring whose completions the current runtime takes, which works for this device `alone` or
+    /// for others too.
+    pub(crate) fn start(alone: bool) -> io::Result<Self> {
         let runtime = Handle::try_current().map_err(io::Error::other)?;
-        let alone = runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
-        let (ring, disabled) = if alone { ring_of_one_thread()? } else { shared_ring()? };
+        let one_thread = runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
+        let (ring, disabled) = if one_thread { ring_of_one_thread()? } else { shared_ring()? };
         let ready = completions(&ring)?;
         let table = Some(Table::new(ring, DEVICE_DEPTH)?);
         let queue = Arc::new(Queue { waiting: Mutex::default(), bell: Notify::new() });
-        let driver = Driver { table, queue: Arc::clone(&queue), taken: Vec::new() };
+        let spot = (alone && one_thread).then(Spot::default);
+        let driver = Driver { table, queue: Arc::clone(&queue), taken: Vec::new(), spot };
         runtime.spawn(driver.run(ready, disabled));
         Ok(Self { queue })
     }
@@ -117,6 +128,24 @@ fn shared_ring() -> io::Result<(IoUring, bool)> {
     Ok((IoUring::new(RING_ENTRIES)?, false))
 }
 
+/// Whether flushes are worth waiting for on the spot.
+#[derive(Debug, Default)]
+struct Spot {
+    /// The last one was slow.
+    not_before: Option<Instant>,
+}
+
+impl Spot {
+    fn is_open(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|then| then <= now)
+    }
+
+    /// A flush has ended.
+    fn took(&mut self, time: Duration, now: Instant) {
+        self.not_before = (time > QUICK).then(|| now + time * PAUSES);
+    }
+}
+
 /// The ring's task.
 struct Driver {
     /// `None` once it has died.
@@ -124,6 +153,8 @@ struct Driver {
     queue: Arc<Queue>,
     /// Requests on their way from the queue to the ring, reused from turn to turn.
     taken: Vec<Request>,
+    /// `None`: others work on this thread, too.
+    spot: Option<Spot>,
 }
 
 impl Driver {
@@ -143,6 +174,7 @@ impl Driver {
                 () = self.queue.bell.notified() => {}
             }
             let closed = self.take();
+            self.flush_on_the_spot();
             let mut taken = std::mem::take(&mut self.taken);
             let sound = self.with(|table| {
                 taken.drain(..).try_for_each(|request| table.take_in(request))?;
@@ -155,6 +187,23 @@ impl Driver {
             if !sound || closed && self.table.as_ref().is_none_or(Table::is_idle) {
                 return;
             }
+        }
+    }
+
+    /// Flushes here and now if that is all there is to do.
+    fn flush_on_the_spot(&mut self) {
+        let idle = self.table.as_ref().is_some_and(Table::is_idle);
+        let only_a_flush = matches!(&*self.taken, [Request { op: Op::Sync, .. }]);
+        let Some(spot) = self.spot.as_mut().filter(|_| idle && only_a_flush) else { return };
+        let begun = Instant::now();
+        if !spot.is_open(begun) {
+            return;
+        }
+        if let Some(mut request) = self.taken.pop() {
+            let flushed = request.op.run_blocking(&request.file);
+            let now = Instant::now();
+            spot.took(now - begun, now);
+            request.answer(flushed);
         }
     }
 
@@ -219,5 +268,23 @@ fn finish(mut table: Table) {
         if waited.and_then(|()| table.reap(NO_KEY)).is_err() {
             return table.abandon();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_flush_is_not_waited_for_again_soon() {
+        let (mut spot, now) = (Spot::default(), Instant::now());
+        assert!(spot.is_open(now));
+        spot.took(Duration::from_micros(60), now);
+        assert!(spot.is_open(now), "as quick as the next one may be");
+        spot.took(Duration::from_millis(10), now);
+        assert!(!spot.is_open(now + Duration::from_secs(9)));
+        assert!(spot.is_open(now + Duration::from_secs(10)));
+        spot.took(Duration::from_micros(60), now);
+        assert!(spot.is_open(now), "the disk is quick again");
     }
 }
