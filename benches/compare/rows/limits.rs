@@ -1,139 +1,234 @@
-//! What the machine can do at best of the work of a row: the same bytes with nothing but what no
-//! program can leave out. All of it from memory to memory or through the kernel, by all cores.
+//! What the machine can do at best of the work of a row: the bytes are read from the same files,
+//! worked on and written, by all cores, and nothing else is done. No records are made, merged or
+//! put in order: where everything lies was found out beforehand, outside of the time.
+//!
+//! Each core takes portions in the order of the files, and works on one while it is in its cache.
 
 use std::fs::File;
+use std::io::IoSlice;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use anyhow::Context as _;
-use benches::{Payload, payloads};
+use anyhow::{Context as _, ensure};
+use bytes::{Bytes, BytesMut};
+use nix::sys::uio::pwritev;
 use wdiff_format::codec::Codec;
-use wdiff_format::compression::Compression;
-use wdiff_format::locate::locate;
-use wdiff_format::merge::{Merger, Pieces};
-use wdiff_format::open::{Records, WdiffReader};
-use wdiff_format::record::{DiffRecord, RecordKind};
-use wdiff_format::split::MaxIo;
-use wlog_format::units::{Lb, to_usize};
+use wdiff_format::compression::{Compression, CompressionKind};
+use wdiff_format::locate::StoredImage;
+use wdiff_format::merge::Pieces;
+use wlog_format::checksum::{checksum, unsalted};
+use wlog_format::units::{Lb, Salt, to_usize};
 
-use super::files::MIB;
-use crate::bench::{Run, Sample, megabytes};
+use super::lying::{log_writes, visible};
+use crate::bench::{Run, Sample};
 
-/// What is copied, or worked on, by one core at a time: what its cache holds.
-const PORTION_BYTES: usize = 128 << 10;
+/// What is read at once, unless one piece is larger.
+const PORTION_BYTES: u64 = 256 << 10;
+/// Pieces that the kernel writes at once.
+const WRITE_PIECES: usize = 1000;
 
-/// `work` on each core; it gets the number of its core.
-fn on_all_cores(work: impl Fn(usize) -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
-    let (cores, work) = (cores(), &work);
+/// Something that lies in a file.
+pub(super) struct Placed<T> {
+    /// Its number.
+    pub(super) file: usize,
+    pub(super) bytes: Range<u64>,
+    pub(super) what: T,
+}
+
+/// A part of a file that is read at once, and what lies in it.
+struct Portion<T> {
+    file: usize,
+    bytes: Range<u64>,
+    items: Vec<(Range<usize>, T)>,
+}
+
+/// What is `placed`, which ascends, in portions.
+fn portions<T>(placed: Vec<Placed<T>>) -> Vec<Portion<T>> {
+    let mut portions: Vec<Portion<T>> = Vec::new();
+    for Placed { file, bytes, what } in placed {
+        let fits = |last: &&mut Portion<T>| {
+            last.file == file && bytes.end <= last.bytes.start + PORTION_BYTES
+        };
+        match portions.last_mut().filter(fits) {
+            Some(last) => {
+                let from = to_usize(bytes.start - last.bytes.start);
+                let to = to_usize(bytes.end - last.bytes.start);
+                last.items.push((from..to, what));
+                last.bytes.end = last.bytes.end.max(bytes.end);
+            }
+            None => {
+                let all = 0..to_usize(bytes.end - bytes.start);
+                portions.push(Portion { file, bytes, items: vec![(all, what)] });
+            }
+        }
+    }
+    portions
+}
+
+/// Reads all portions, and does `work` on what lies in each, by all cores.
+fn each_portion<T: Sync>(
+    files: &[File],
+    portions: &[Portion<T>],
+    compression: Compression,
+    work: impl Fn(&mut Codec, &[(Bytes, &T)]) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<()> {
+    let next = AtomicUsize::new(0);
+    let largest = portions.iter().map(|p| to_usize(p.bytes.end - p.bytes.start)).max();
+    let largest = largest.unwrap_or_default();
+    let run = || {
+        let mut codec = Codec::new(compression);
+        let mut room = BytesMut::zeroed(largest);
+        while let Some(portion) = portions.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let Portion { file, bytes, items } = portion;
+            let (part, _) = room.split_at_mut(to_usize(bytes.end - bytes.start));
+            files.get(*file).context("no such file")?.read_exact_at(part, bytes.start)?;
+            let data = room.freeze();
+            let items: Vec<_> = items.iter().map(|(at, t)| (data.slice(at.clone()), t)).collect();
+            work(&mut codec, &items)?;
+            drop(items);
+            room = data.try_into_mut().unwrap_or_else(|_| BytesMut::zeroed(largest));
+        }
+        Ok(())
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
-        let running: Vec<_> = (0..cores).map(|core| scope.spawn(move || work(core))).collect();
+        let running: Vec<_> = (0..cores).map(|_| scope.spawn(run)).collect();
         running.into_iter().try_for_each(|t| t.join().ok().context("a thread died")?)
     })
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+/// A new file that all cores write to, each where the one before it ends.
+struct Output {
+    file: File,
+    end: AtomicU64,
 }
 
-/// A file read and written to a new one, and nothing else.
-pub(super) fn copied<'a>(from: &'a Path, to: PathBuf) -> Run<'a> {
-    Box::new(move || {
-        if to.exists() {
-            std::fs::remove_file(&to)?;
+impl Output {
+    /// In the place of an older one.
+    fn create(path: &Path) -> anyhow::Result<Self> {
+        if path.exists() {
+            std::fs::remove_file(path)?;
         }
-        let (input, output) = (File::open(from)?, File::create(&to)?);
-        let bytes = input.metadata()?.len();
-        let next = AtomicU64::new(0);
-        let start = Instant::now();
-        on_all_cores(|_| {
-            let mut buffer = vec![0; PORTION_BYTES];
-            loop {
-                let at = next.fetch_add(PORTION_BYTES as u64, Ordering::Relaxed);
-                if at >= bytes {
-                    return Ok(());
-                }
-                let len = to_usize(bytes - at).min(PORTION_BYTES);
-                let (portion, _) = buffer.split_at_mut(len);
-                input.read_exact_at(portion, at)?;
-                output.write_all_at(portion, at)?;
-            }
-        })?;
-        Ok(Sample::throughput(bytes, start))
-    })
-}
-
-/// The data of a wdiff's records written onto an image, one by one and in their order, from one
-/// buffer: the kernel lets one thread at a time into a file. `bytes` is what the figure is of.
-pub(super) fn written<'a>(wdiff: &Path, image: &'a Path, bytes: u64) -> anyhow::Result<Run<'a>> {
-    let found = locate(File::open(wdiff)?, "the wdiff")?;
-    let mut writes = Vec::new();
-    for record in found {
-        let record = record?;
-        if record.kind == RecordKind::Normal {
-            let len = to_usize(Lb(record.blocks.into()).bytes());
-            writes.push((record.address.bytes(), len));
-        }
+        Ok(Self { file: File::create(path)?, end: AtomicU64::new(0) })
     }
-    let largest = writes.iter().map(|(_, len)| *len).max().unwrap_or_default();
-    let data = vec![7; largest];
-    Ok(Box::new(move || {
-        let image = File::options().write(true).open(image)?;
-        let start = Instant::now();
-        for (offset, len) in &writes {
-            image.write_all_at(data.split_at(*len).0, *offset)?;
+
+    fn put(&self, pieces: &[Bytes]) -> anyhow::Result<()> {
+        let bytes: usize = pieces.iter().map(Bytes::len).sum();
+        let mut at = self.end.fetch_add(bytes as u64, Ordering::Relaxed);
+        for pieces in pieces.chunks(WRITE_PIECES) {
+            let mut slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+            let mut left = slices.as_mut_slice();
+            while !left.is_empty() {
+                let written = pwritev(&self.file, left, i64::try_from(at)?)?;
+                ensure!(written > 0, "nothing is written");
+                at += written as u64;
+                IoSlice::advance_slices(&mut left, written);
+            }
         }
+        Ok(())
+    }
+}
+
+/// The writes of a log read, summed, compressed and written to a new file. `bytes` is what the
+/// figure is of.
+pub(super) fn converted<'a>(
+    log: &Path,
+    output: PathBuf,
+    compression: Compression,
+    bytes: u64,
+) -> anyhow::Result<Run<'a>> {
+    let files = [File::open(log)?];
+    let (salt, writes) = log_writes(log)?;
+    let portions = portions(writes);
+    Ok(Box::new(move || {
+        let output = Output::create(&output)?;
+        let start = Instant::now();
+        each_portion(&files, &portions, compression, |codec, writes| {
+            let mut pieces = Vec::with_capacity(writes.len());
+            for (data, logged) in writes {
+                let stored = codec.compress(data)?;
+                // Of what does not shrink it is the sum that the log has.
+                let sum = match stored.kind {
+                    CompressionKind::None => stored.checksum,
+                    _ => checksum(data, Salt(0)),
+                };
+                ensure!(sum == unsalted(**logged, salt), "a write contradicts its checksum");
+                pieces.push(stored.bytes);
+            }
+            output.put(&pieces)
+        })?;
         Ok(Sample::throughput(bytes, start))
     }))
 }
 
-/// What the codec has to do in a merge: each visible record is decompressed, and what was cut is
-/// compressed again. The records are in memory.
-pub(super) fn recoded(
+/// What is visible of wdiffs, oldest first, read, summed and written to a new file; what is cut or
+/// stored otherwise is decompressed and compressed before.
+pub(super) fn merged<'a>(
     wdiffs: &[PathBuf],
     pieces: Pieces,
+    output: PathBuf,
     compression: Compression,
     bytes: u64,
-) -> Run<'_> {
-    Box::new(move || {
-        let inputs: Result<Vec<Records>, _> = wdiffs
-            .iter()
-            .map(|path| WdiffReader::open(path).map(|wdiff| Box::new(wdiff) as Records))
-            .collect();
-        let records: Vec<DiffRecord> =
-            Merger::new(inputs?, MaxIo::NONE, pieces)?.collect::<Result<_, _>>()?;
+) -> anyhow::Result<Run<'a>> {
+    let files = wdiffs.iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
+    let portions = portions(visible(wdiffs, pieces)?);
+    Ok(Box::new(move || {
+        let output = Output::create(&output)?;
         let start = Instant::now();
-        let share = records.len().div_ceil(cores());
-        on_all_cores(|core| {
-            let mut codec = Codec::new(compression);
-            for record in records.iter().skip(core * share).take(share) {
-                std::hint::black_box(record.encode(&mut codec)?);
+        each_portion(&files, &portions, compression, |codec, images| {
+            let mut pieces = Vec::with_capacity(images.len());
+            for (stored, visible) in images {
+                check(stored, &visible.image)?;
+                if visible.is_whole() && visible.image.compression == compression.kind() {
+                    pieces.push(stored.clone());
+                    continue;
+                }
+                let raw = uncompressed(codec, stored, &visible.image)?;
+                for cut in &visible.cuts {
+                    pieces.push(codec.compress(&raw.slice(cut.bytes()))?.bytes);
+                }
+            }
+            output.put(&pieces)
+        })?;
+        Ok(Sample::throughput(bytes, start))
+    }))
+}
+
+/// The records of a wdiff read, summed, decompressed and written onto an image. One core at a time
+/// writes a portion: the kernel lets one into a file, and to wait there for each record is slower.
+pub(super) fn redone<'a>(wdiff: &Path, image: PathBuf, bytes: u64) -> anyhow::Result<Run<'a>> {
+    let files = [File::open(wdiff)?];
+    let portions = portions(visible(&[wdiff.to_owned()], Pieces::Joined)?);
+    Ok(Box::new(move || {
+        let image = Mutex::new(File::options().write(true).open(&image)?);
+        let start = Instant::now();
+        each_portion(&files, &portions, Compression::NONE, |codec, images| {
+            let mut writes = Vec::with_capacity(images.len());
+            for (stored, visible) in images {
+                check(stored, &visible.image)?;
+                let raw = uncompressed(codec, stored, &visible.image)?;
+                writes.extend(visible.cuts.iter().map(|c| (c.address, raw.slice(c.bytes()))));
+            }
+            let image = image.lock().ok().context("a thread died")?;
+            for (address, data) in writes {
+                image.write_all_at(&data, address.bytes())?;
             }
             Ok(())
         })?;
         Ok(Sample::throughput(bytes, start))
-    })
+    }))
 }
 
-/// A codec on data that stays in the caches.
-pub(super) fn compressed<'a>(
-    payload: Payload,
-    io_bytes: usize,
-    compression: Compression,
-) -> Run<'a> {
-    const BYTES_PER_CORE: u64 = 64 * MIB;
-    let pieces = payloads(payload, io_bytes, to_usize(MIB) / io_bytes);
-    Box::new(move || {
-        let start = Instant::now();
-        on_all_cores(|_| {
-            let mut codec = Codec::new(compression);
-            for piece in pieces.iter().cycle().take(to_usize(BYTES_PER_CORE) / io_bytes) {
-                std::hint::black_box(codec.compress(piece)?);
-            }
-            Ok(())
-        })?;
-        let bytes = BYTES_PER_CORE * cores() as u64;
-        Ok(Sample::of(megabytes(bytes) / start.elapsed().as_secs_f64()))
-    })
+fn check(stored: &[u8], image: &StoredImage) -> anyhow::Result<()> {
+    ensure!(checksum(stored, Salt(0)) == image.checksum, "data contradicts its checksum");
+    Ok(())
+}
+
+fn uncompressed(codec: &mut Codec, stored: &Bytes, image: &StoredImage) -> anyhow::Result<Bytes> {
+    let raw_bytes = to_usize(Lb(image.blocks.into()).bytes());
+    Ok(codec.decompress(image.compression, stored, raw_bytes)?)
 }

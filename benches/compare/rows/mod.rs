@@ -6,6 +6,7 @@ mod files;
 mod group;
 mod limits;
 mod load;
+mod lying;
 mod many;
 mod p1;
 mod p10;

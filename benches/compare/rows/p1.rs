@@ -4,7 +4,7 @@ use benches::{LogShape, Payload};
 use wdiff_format::compression::Compression;
 
 use super::files::{MIB, ensure_same_meaning, make_wlog, name, sparse, text};
-use super::limits::{compressed, copied};
+use super::limits::converted;
 use crate::bench::{Bench, Case, Row, Side, throughput};
 use crate::results::Unit;
 
@@ -49,7 +49,6 @@ fn convert(
         return Ok(());
     }
     let (log, ours, theirs) = (bench.file("log"), bench.file("ours"), bench.file("theirs"));
-    let copy = bench.file("copy");
     let total_bytes = usize::try_from(bench.sized(LOG_BYTES))?;
     let shape = LogShape {
         io_bytes: (io_bytes, io_bytes),
@@ -71,6 +70,7 @@ fn convert(
         text(&log)?,
     ]);
     let peer = bench.peer("wlog-to-wdiff", &["-indexed", "-i", text(&log)?, "-o", text(&theirs)?]);
+    let least = converted(&log, bench.file("least"), Compression::SNAPPY, bytes)?;
     let sides = vec![
         Side::ours(throughput(to_wdiff, bytes, &ours)),
         Side::peer(
@@ -78,8 +78,7 @@ fn convert(
             at_least,
             peer.map(|command| throughput(command, bytes, &theirs)),
         ),
-        Side::limit("snappy alone, all cores", compressed(payload, io_bytes, Compression::SNAPPY)),
-        Side::limit("read and written, nothing else, all cores", copied(&log, copy)),
+        Side::limit("read, summed, compressed and written, nothing else, all cores", least),
     ];
     bench.measure(case, sides)?;
     if theirs.exists() {

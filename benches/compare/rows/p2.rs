@@ -5,7 +5,7 @@ use benches::{LogShape, Payload};
 use wdiff_format::merge::Pieces;
 
 use super::files::{MIB, Stored, ensure_same_meaning, make_wdiffs, name, sparse, text, texts};
-use super::limits::recoded;
+use super::limits::merged;
 use crate::bench::{Bench, Case, Row, Side, throughput};
 use crate::results::Unit;
 
@@ -71,11 +71,11 @@ fn merge(
     let how = ["-cmpr", &codec, "-o", text(&theirs)?, "-i"];
     let peer = bench.peer("wdiff-merge", &[how.as_slice(), &texts(&inputs)?].concat());
     let peer = peer.map(|command| throughput(command, bytes, &theirs));
-    let recoded = recoded(&inputs, pieces, compression.parse()?, bytes);
+    let least = merged(&inputs, pieces, bench.file("least"), compression.parse()?, bytes)?;
     let sides = vec![
         Side::ours(throughput(merge, bytes, &ours)),
         Side::peer("wdiff-merge", at_least, peer),
-        Side::limit("its decompressing and compressing alone, all cores", recoded),
+        Side::limit("read, summed, recoded where cut and written, nothing else, all cores", least),
     ];
     bench.measure(case, sides)?;
     if theirs.exists() {
