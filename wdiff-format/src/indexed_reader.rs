@@ -151,6 +151,11 @@ impl<R: ReadAt> IndexedReader<R> {
         self.last
     }
 
+    /// What it reads, and the name that errors use for it.
+    pub(crate) const fn input(&self) -> (&R, &Arc<str>) {
+        (&self.input, &self.file)
+    }
+
     fn place(&self, offset: u64) -> Place {
         Place { file: self.file.clone(), offset }
     }

@@ -34,6 +34,7 @@ pub mod locate;
 pub mod merge;
 pub mod name;
 pub mod open;
+mod placed;
 pub mod pool;
 pub mod record;
 pub mod redo;

@@ -4,6 +4,7 @@
 //! time. Invariant: what [`StoredImage::read`] hands out was checked as a reader of the whole file
 //! would.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -54,6 +55,24 @@ impl Location {
     #[must_use]
     pub const fn end(&self) -> Lb {
         Lb(self.address.0 + self.blocks as u64)
+    }
+
+    /// Where the record is in its uncompressed data.
+    pub(crate) fn part(&self) -> Range<usize> {
+        let at = |blocks: u32| to_usize(Lb(blocks.into()).bytes());
+        at(self.skip)..at(self.skip + self.blocks)
+    }
+
+    /// Takes `next` in if it continues this record, on the device and in the data of both.
+    pub(crate) fn join(&mut self, next: &Self) -> bool {
+        let continues = (self.kind, next.kind) == (RecordKind::Normal, RecordKind::Normal)
+            && next.address == self.end()
+            && next.image == self.image
+            && next.skip == self.skip + self.blocks;
+        if continues {
+            self.blocks += next.blocks;
+        }
+        continues
     }
 }
 
@@ -139,13 +158,33 @@ impl StoredImage {
         let mut stored = vec![0; to_usize(self.size.into())];
         let cut = |e| short(&place, e, "the file ends inside the data of a record");
         input.read_exact_at(&mut stored, self.offset).map_err(cut)?;
-        if checksum(&stored, Salt(0)) != self.checksum {
+        self.decode(&Bytes::from(stored), file, codec)
+    }
+
+    /// The data, checked and uncompressed, of what was read where it lies.
+    pub(crate) fn decode(
+        &self,
+        stored: &Bytes,
+        file: &Arc<str>,
+        codec: &mut Codec,
+    ) -> Result<Bytes, WdiffError> {
+        let place = Place { file: file.clone(), offset: self.offset };
+        if checksum(stored, Salt(0)) != self.checksum {
             return Err(place.damaged("the data of a record contradicts its checksum"));
         }
-        let raw_bytes = to_usize(Lb(self.blocks.into()).bytes());
         codec
-            .decompress(self.compression, &Bytes::from(stored), raw_bytes)
+            .decompress(self.compression, stored, self.raw_bytes())
             .map_err(|e| place.fails(Problem::Undecodable(e)).into())
+    }
+
+    /// The byte after the last one.
+    pub(crate) const fn end(&self) -> u64 {
+        self.offset + self.size as u64
+    }
+
+    /// Bytes when uncompressed.
+    pub(crate) fn raw_bytes(&self) -> usize {
+        to_usize(Lb(self.blocks.into()).bytes())
     }
 }
 

@@ -3,7 +3,9 @@
 use crate::codec::Codec;
 use crate::compression::Compression;
 use crate::error::WdiffError;
-use crate::io_at::WriteAt;
+use crate::indexed_reader::IndexedReader;
+use crate::io_at::{ReadAt, WriteAt};
+use crate::placed::{Run, Runs};
 use crate::pool::CodecPool;
 use crate::record::DiffRecord;
 use bytes::Bytes;
@@ -135,13 +137,42 @@ pub fn redo(
     image: &(impl WriteAt + Sync),
     options: &RedoOptions,
 ) -> Result<RedoStat, WdiffError> {
-    let source = Mutex::new(Portions { records: records.fuse(), stopped: false });
+    let portions = Portions { records: records.fuse() };
+    let decode = |portion: Vec<DiffRecord>, codec: &mut Codec| {
+        portion.iter().map(|record| DecodedRecord::of(codec, record)).collect()
+    };
+    redo_portions(portions, decode, image, options)
+}
+
+/// [`redo`] of an indexed wdiff alone, whose data is read in the order in which it lies in the
+/// file, by the threads themselves.
+///
+/// # Errors
+/// See [`redo`].
+pub fn redo_indexed<R: ReadAt + Clone + Send + Sync>(
+    reader: IndexedReader<R>,
+    image: &(impl WriteAt + Sync),
+    options: &RedoOptions,
+) -> Result<RedoStat, WdiffError> {
+    let (input, file) = reader.input();
+    let (input, file) = (input.clone(), file.clone());
+    let load = |run: Run, codec: &mut Codec| run.load(&input, &file, codec);
+    redo_portions(Runs::new(reader), load, image, options)
+}
+
+fn redo_portions<P>(
+    portions: impl Iterator<Item = Result<P, WdiffError>> + Send,
+    decode: impl Fn(P, &mut Codec) -> Result<Vec<DecodedRecord>, WdiffError> + Sync,
+    image: &(impl WriteAt + Sync),
+    options: &RedoOptions,
+) -> Result<RedoStat, WdiffError> {
+    let source = Mutex::new(Source { portions, stopped: false });
     let image = Mutex::new(image);
     let work = || {
         let mut codec = Codec::new(Compression::NONE);
         let mut stat = RedoStat::default();
-        let done = Portions::each(&source, |portion| {
-            stat = stat.plus(redo_portion(&portion, &image, options, &mut codec)?);
+        let done = Source::each(&source, |portion| {
+            stat = stat.plus(write_portion(&decode(portion, &mut codec)?, &image, options)?);
             Ok(())
         });
         done.map(|()| stat)
@@ -160,71 +191,76 @@ pub fn redo(
     results.into_iter().try_fold(RedoStat::default(), |all, stat| Ok(all.plus(stat?)))
 }
 
-/// Records that several threads take portions of, until one of them fails.
-struct Portions<I> {
-    records: I,
+/// What several threads take portions of, until one of them fails.
+struct Source<I> {
+    portions: I,
     stopped: bool,
 }
 
-impl<I: Iterator<Item = Result<DiffRecord, WdiffError>>> Portions<I> {
+impl<P, I: Iterator<Item = Result<P, WdiffError>>> Source<I> {
     /// Does `work` on portions until there are none left.
     fn each(
         source: &Mutex<Self>,
-        mut work: impl FnMut(Vec<DiffRecord>) -> Result<(), WdiffError>,
+        mut work: impl FnMut(P) -> Result<(), WdiffError>,
     ) -> Result<(), WdiffError> {
         let poisoned = |_| WdiffError::WorkerDied;
         loop {
-            let portion = source.lock().map_err(poisoned)?.next()?;
-            if portion.is_empty() {
-                return Ok(());
-            }
-            if let Err(error) = work(portion) {
+            let Some(portion) = source.lock().map_err(poisoned)?.next() else { return Ok(()) };
+            if let Err(error) = portion.and_then(&mut work) {
                 source.lock().map_err(poisoned)?.stopped = true;
                 return Err(error);
             }
         }
     }
 
-    /// The next portion; an empty one at the end.
-    fn next(&mut self) -> Result<Vec<DiffRecord>, WdiffError> {
+    fn next(&mut self) -> Option<I::Item> {
+        let next = if self.stopped { None } else { self.portions.next() };
+        self.stopped |= matches!(next, Some(Err(_)));
+        next
+    }
+}
+
+/// Records, in portions.
+struct Portions<I> {
+    records: I,
+}
+
+impl<I: Iterator<Item = Result<DiffRecord, WdiffError>>> Iterator for Portions<I> {
+    type Item = Result<Vec<DiffRecord>, WdiffError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
         let (mut portion, mut bytes) = (Vec::with_capacity(PORTION_RECORDS), 0);
-        while !self.stopped && portion.len() < PORTION_RECORDS && bytes < PORTION_BYTES {
+        while portion.len() < PORTION_RECORDS && bytes < PORTION_BYTES {
             match self.records.next() {
                 None => break,
                 Some(Ok(record)) => {
                     bytes += record.raw_bytes();
                     portion.push(record);
                 }
-                Some(Err(error)) => {
-                    self.stopped = true;
-                    return Err(error);
-                }
+                Some(Err(error)) => return Some(Err(error)),
             }
         }
-        Ok(portion)
+        (!portion.is_empty()).then_some(Ok(portion))
     }
 }
 
-/// Decompresses a portion, and writes it when it is this thread's turn.
-fn redo_portion(
-    portion: &[DiffRecord],
+/// Writes a portion when it is this thread's turn.
+fn write_portion(
+    portion: &[DecodedRecord],
     image: &Mutex<&impl WriteAt>,
     options: &RedoOptions,
-    codec: &mut Codec,
 ) -> Result<RedoStat, WdiffError> {
-    let decoded = portion.iter().map(|record| DecodedRecord::of(codec, record));
-    let decoded: Vec<_> = decoded.collect::<Result<_, _>>()?;
     let mut stat = RedoStat::default();
     let image = image.lock().map_err(|_| WdiffError::WorkerDied)?;
-    for record in decoded {
+    for record in portion {
         if record.end() > options.image_blocks {
             if options.beyond_end == BeyondEnd::Fail {
-                return Err(beyond_end(&record, options.image_blocks));
+                return Err(beyond_end(record, options.image_blocks));
             }
             stat.dropped += 1;
             continue;
         }
-        redo_one(&record, *image, options.discards, &mut stat)
+        redo_one(record, *image, options.discards, &mut stat)
             .map_err(|source| WdiffError::Output { offset: record.address.bytes(), source })?;
     }
     Ok(stat)

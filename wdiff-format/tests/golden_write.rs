@@ -22,7 +22,7 @@ use wdiff_format::full::ImageRecords;
 use wdiff_format::header::FileType;
 use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::{Records, WdiffReader};
-use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo};
+use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo, redo_indexed};
 use wdiff_format::split::MaxIo;
 use wdiff_format::stat::DiffStat;
 use wdiff_format::virtual_image::VirtualImage;
@@ -144,9 +144,16 @@ fn redo_key(dir: &std::path::Path, id: &str, key: &str) -> String {
         Err(_) => content(base),
     };
     let options = redo_options(&image, discards);
+    let other = MemoryImage::new(image.clone());
     let image = MemoryImage::new(image);
-    redo(open(dir, id), &image, &options).unwrap();
-    hex(&image.into_content())
+    let records = Merger::new(vec![Box::new(open(dir, id))], MaxIo::NONE, Pieces::Joined).unwrap();
+    let stat = redo(records, &image, &options).unwrap();
+    let image = image.into_content();
+    if let WdiffReader::Indexed(reader) = open(dir, id) {
+        assert_eq!(redo_indexed(reader, &other, &options).unwrap(), stat, "{id} onto {key}");
+        assert!(other.into_content() == image, "{id} onto {key}");
+    }
+    hex(&image)
 }
 
 /// Replays all diffs onto the images whose names begin so.

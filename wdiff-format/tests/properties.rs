@@ -21,9 +21,9 @@ use wdiff_format::error::WdiffError;
 use wdiff_format::header::FileType;
 use wdiff_format::indexed_reader::IndexedReader;
 use wdiff_format::merge::{Merger, Pieces};
-use wdiff_format::open::Records;
+use wdiff_format::open::{Records, WdiffReader};
 use wdiff_format::record::{DiffRecord, Payload};
-use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo};
+use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo, redo_indexed};
 use wdiff_format::sorted_reader::SortedReader;
 use wdiff_format::split::MaxIo;
 use wdiff_format::virtual_image::VirtualImage;
@@ -106,8 +106,25 @@ fn boxed(bytes: &[u8], file_type: FileType) -> Records {
             let bytes: Box<dyn Read + Send> = Box::new(std::io::Cursor::new(bytes));
             Box::new(SortedReader::new(bytes, "sorted").unwrap())
         }
-        FileType::Indexed => Box::new(IndexedReader::new(bytes, "indexed").unwrap()),
+        FileType::Indexed => Box::new(indexed(&bytes)),
     }
+}
+
+fn indexed(bytes: &[u8]) -> IndexedReader<Bytes> {
+    IndexedReader::new(Bytes::copy_from_slice(bytes), "indexed").unwrap()
+}
+
+/// What a redo of the damaged file says.
+fn redo_damaged(dir: &std::path::Path) -> Result<(), String> {
+    let reader = WdiffReader::open(&dir.join("damaged"));
+    let image = MemoryImage::new(vec![0; usize::try_from(DEVICE).unwrap() * 512]);
+    let (discards, beyond_end) = (Discards::Zero, BeyondEnd::Drop);
+    let options = RedoOptions { discards, beyond_end, image_blocks: Lb(DEVICE), threads: 1 };
+    let done = reader.and_then(|reader| match reader {
+        WdiffReader::Indexed(reader) => redo_indexed(reader, &image, &options),
+        WdiffReader::Sorted(reader) => redo(reader, &image, &options),
+    });
+    done.map(drop).map_err(|error| error.to_string())
 }
 
 fn ascending_and_disjoint(records: &[Plain]) -> bool {
@@ -198,6 +215,11 @@ proptest! {
             let options = RedoOptions { discards, beyond_end, image_blocks, threads };
             redo(boxed(&made, file_type), &image, &options).unwrap();
             prop_assert!(image.into_content() == *expected, "redo with {:?}", discards);
+            if file_type == FileType::Indexed {
+                let image = MemoryImage::new(base.clone());
+                redo_indexed(indexed(&made), &image, &options).unwrap();
+                prop_assert!(image.into_content() == *expected, "indexed, {:?}", discards);
+            }
         }
         let size = base.len() as u64;
         let diff = boxed(&made, file_type);
@@ -222,8 +244,12 @@ proptest! {
         let bit = bit.index(made.len() * 8);
         made[bit / 8] ^= 1 << (bit % 8);
         std::fs::write(dir.path().join("damaged"), &made).unwrap();
-        let read = wdiff_format::open::WdiffReader::open(&dir.path().join("damaged"))
+        let read = WdiffReader::open(&dir.path().join("damaged"))
             .and_then(all);
+        if file_type == FileType::Indexed {
+            let told = read.as_ref().err().map(ToString::to_string);
+            prop_assert_eq!(redo_damaged(dir.path()), told.map_or(Ok(()), Err));
+        }
         if let Ok(read) = read {
             // Data of an overwritten I/O, or padding: only an indexed file has such.
             prop_assert_eq!(file_type, FileType::Indexed);
@@ -254,8 +280,11 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("damaged"), &made).unwrap();
         // An error or records that the format allows, but no panic and no huge allocation.
-        let read = wdiff_format::open::WdiffReader::open(&dir.path().join("damaged"))
+        let read = WdiffReader::open(&dir.path().join("damaged"))
             .and_then(all);
+        if file_type == FileType::Indexed {
+            prop_assert_eq!(redo_damaged(dir.path()).is_ok(), read.is_ok());
+        }
         if let Ok(read) = read {
             prop_assert!(ascending_and_disjoint(&read));
         }

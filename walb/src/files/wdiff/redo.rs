@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use wdiff_format::ahead::Ahead;
+use wdiff_format::indexed_reader::IndexedReader;
+use wdiff_format::io_at::ReadObject;
 use wdiff_format::merge::Pieces;
-use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, RedoStat, redo};
+use wdiff_format::open::WdiffReader;
+use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, RedoStat, redo, redo_indexed};
 use wdiff_format::split::MaxIo;
 
-use super::{ThreadsArgs, open_merged};
+use super::{ThreadsArgs, merged, open_all};
 use crate::files::image::Image;
 use crate::files::print_result;
 
@@ -48,7 +52,7 @@ struct Done {
 }
 
 pub(super) fn run(args: &RedoArgs) -> anyhow::Result<()> {
-    let merged = open_merged(&args.inputs, MaxIo::NONE, Pieces::Joined)?;
+    let inputs = Inputs::open(&args.inputs)?;
     let image = Image::open(&args.image)?;
     let options = RedoOptions {
         discards: if args.zero_discard { Discards::Zero } else { Discards::Ignore },
@@ -56,10 +60,33 @@ pub(super) fn run(args: &RedoArgs) -> anyhow::Result<()> {
         image_blocks: image.size(),
         threads: args.threads.get(),
     };
-    let stat = redo(merged, &image, &options)
-        .with_context(|| format!("cannot redo onto {}", args.image.display()))?;
+    let done = match inputs {
+        Inputs::Indexed(reader) => redo_indexed(reader, &image, &options),
+        Inputs::Merged(records) => redo(records, &image, &options),
+    };
+    let stat = done.with_context(|| format!("cannot redo onto {}", args.image.display()))?;
     image.sync()?;
     report(args, &stat)
+}
+
+/// What is written onto the image.
+enum Inputs {
+    /// One wdiff, in whatever order is the fastest.
+    Indexed(IndexedReader<ReadObject>),
+    Merged(Ahead),
+}
+
+impl Inputs {
+    fn open(paths: &[PathBuf]) -> anyhow::Result<Self> {
+        let mut wdiffs = open_all(paths)?;
+        match wdiffs.pop() {
+            Some(WdiffReader::Indexed(reader)) if wdiffs.is_empty() => Ok(Self::Indexed(reader)),
+            newest => {
+                wdiffs.extend(newest);
+                Ok(Self::Merged(merged(wdiffs, MaxIo::NONE, Pieces::Joined)?))
+            }
+        }
+    }
 }
 
 fn report(args: &RedoArgs, stat: &RedoStat) -> anyhow::Result<()> {

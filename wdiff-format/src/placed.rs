@@ -1,0 +1,320 @@
+//! The records of a wdiff in the order in which their data lies in the file, for somebody to whom
+//! the order of their addresses does not matter.
+//!
+//! An index is read batch by batch, and a batch is put in order; its data is then read in runs of
+//! what lies close together, by whoever works on it. So an indexed file is read from its start to
+//! its end, as often as its index has batches, and each image is checked and decompressed once for
+//! each batch that has pieces of it. Invariants: what [`Runs::load`] gives was checked as a reader
+//! of the whole file would; memory is bounded by the batch and by what a run may hold, whatever the
+//! index claims.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use wlog_format::units::to_usize;
+
+use crate::codec::Codec;
+use crate::error::WdiffError;
+use crate::indexed_reader::IndexedReader;
+use crate::io_at::ReadAt;
+use crate::locate::{Location, StoredImage};
+use crate::record::RecordKind;
+use crate::redo::{Content, DecodedRecord};
+
+/// How much is put in order, and read, at once.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    /// Records of a batch.
+    batch_records: usize,
+    /// Bytes of the file that a run has, unless one image is larger.
+    run_bytes: u64,
+    /// Bytes of uncompressed data in a run, unless one image is larger.
+    run_raw_bytes: usize,
+    /// Records without data in a run.
+    run_empty_records: usize,
+    /// Bytes without wanted data that are read rather than passed over.
+    gap_bytes: u64,
+}
+
+const SIZES: Sizes = Sizes {
+    batch_records: 512 << 10,
+    run_bytes: 256 << 10,
+    run_raw_bytes: 1 << 20,
+    run_empty_records: 128,
+    gap_bytes: 32 << 10,
+};
+
+/// The runs of an indexed file: an iterator that ends after the first error.
+pub(crate) struct Runs<R> {
+    reader: IndexedReader<R>,
+    sizes: Sizes,
+    /// The first record of the next batch.
+    ahead: Option<Location>,
+    batch: std::iter::Peekable<std::vec::IntoIter<Location>>,
+    finished: bool,
+}
+
+/// Where the data of a record begins; 0 when it has none.
+fn data_offset(record: &Location) -> u64 {
+    if record.kind == RecordKind::Normal { record.image.offset } else { 0 }
+}
+
+/// Records whose data lies close together, in the order of it.
+pub(crate) struct Run {
+    /// Where the data lies; empty when there is none.
+    bytes: Range<u64>,
+    /// Bytes of it when uncompressed.
+    raw_bytes: usize,
+    records: Vec<Location>,
+}
+
+impl<R: ReadAt> Runs<R> {
+    pub(crate) fn new(reader: IndexedReader<R>) -> Self {
+        Self::of_sizes(reader, SIZES)
+    }
+
+    fn of_sizes(reader: IndexedReader<R>, sizes: Sizes) -> Self {
+        let batch = Vec::new().into_iter().peekable();
+        Self { reader, sizes, ahead: None, batch, finished: false }
+    }
+
+    /// The next records of the index, in the order of their data. Pieces that follow each other
+    /// are one record again.
+    fn read_batch(&mut self) -> Result<(), WdiffError> {
+        let mut batch: Vec<Location> = Vec::from_iter(self.ahead.take());
+        while let Some(next) = self.reader.next_location()? {
+            if batch.last_mut().is_some_and(|last| last.join(&next)) {
+                continue;
+            }
+            if batch.len() == self.sizes.batch_records {
+                self.ahead = Some(next);
+                break;
+            }
+            batch.push(next);
+        }
+        batch.sort_unstable_by_key(|record| (data_offset(record), record.address));
+        self.batch = batch.into_iter().peekable();
+        Ok(())
+    }
+
+    fn next_run(&mut self) -> Result<Option<Run>, WdiffError> {
+        if self.batch.peek().is_none() {
+            self.read_batch()?;
+        }
+        let mut run = Run { bytes: 0..0, raw_bytes: 0, records: Vec::new() };
+        while self.batch.peek().is_some_and(|next| run.fits(next, &self.sizes)) {
+            run.records.extend(self.batch.next());
+        }
+        Ok((!run.records.is_empty()).then_some(run))
+    }
+}
+
+impl<R: ReadAt> Iterator for Runs<R> {
+    type Item = Result<Run, WdiffError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.finished {
+            return None;
+        }
+        let next = self.next_run().transpose();
+        self.finished = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+impl Run {
+    /// Does `next` belong to it, which is the next record by data? If so, its data is counted.
+    fn fits(&mut self, next: &Location, sizes: &Sizes) -> bool {
+        let last = self.records.last();
+        if next.kind != RecordKind::Normal {
+            return self.records.len() < sizes.run_empty_records;
+        }
+        let image = &next.image;
+        if last.is_some_and(|last| last.kind == next.kind && last.image == *image) {
+            return true;
+        }
+        let end = self.bytes.end.max(image.end());
+        let raw_bytes = self.raw_bytes + image.raw_bytes();
+        if self.bytes.is_empty() {
+            self.bytes.start = image.offset;
+        } else if end - self.bytes.start > sizes.run_bytes
+            || raw_bytes > sizes.run_raw_bytes
+            || image.offset > self.bytes.end.saturating_add(sizes.gap_bytes)
+        {
+            return false;
+        }
+        (self.bytes.end, self.raw_bytes) = (end, raw_bytes);
+        true
+    }
+
+    /// The records with their data, by address. `file` is the name that errors use.
+    pub(crate) fn load(
+        &self,
+        input: &impl ReadAt,
+        file: &Arc<str>,
+        codec: &mut Codec,
+    ) -> Result<Vec<DecodedRecord>, WdiffError> {
+        let data = self.read(input);
+        let mut decoded = Vec::with_capacity(self.records.len());
+        let mut last: Option<(StoredImage, Bytes)> = None;
+        for record in &self.records {
+            let content = match record.kind {
+                RecordKind::AllZero => Content::AllZero,
+                RecordKind::Discard => Content::Discard,
+                RecordKind::Normal => {
+                    let image = record.image;
+                    let raw = match last.take().filter(|(of, _)| *of == image) {
+                        Some((_, raw)) => raw,
+                        None => match self.part(&data, &image) {
+                            Some(stored) => image.decode(&stored, file, codec)?,
+                            // Nothing could be read: this tells where.
+                            None => image.read(input, file, codec)?,
+                        },
+                    };
+                    let piece = raw.slice(record.part());
+                    last = Some((image, raw));
+                    Content::Data(piece)
+                }
+            };
+            let Location { address, blocks, .. } = *record;
+            decoded.push(DecodedRecord { address, blocks, content });
+        }
+        decoded.sort_unstable_by_key(|record| record.address);
+        Ok(decoded)
+    }
+
+    /// All of its data; nothing when some of it cannot be read.
+    fn read(&self, input: &impl ReadAt) -> Bytes {
+        let mut data = vec![0; to_usize(self.bytes.end - self.bytes.start)];
+        match input.read_exact_at(&mut data, self.bytes.start) {
+            Ok(()) => Bytes::from(data),
+            Err(_) => Bytes::new(),
+        }
+    }
+
+    /// Where `image` is in the `data` of this run.
+    fn part(&self, data: &Bytes, image: &StoredImage) -> Option<Bytes> {
+        let from = to_usize(image.offset.checked_sub(self.bytes.start)?);
+        let to = from + to_usize(image.size.into());
+        (to <= data.len()).then(|| data.slice(from..to))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers of a test")]
+mod tests {
+    use wlog_format::units::{Lb, LogUuid};
+
+    use super::*;
+    use crate::compression::Compression;
+    use crate::indexed_writer::IndexedWriter;
+    use crate::record::{DiffRecord, Payload};
+    use crate::split::MaxIo;
+
+    const IMAGE_BYTES: usize = 1 << 20;
+
+    /// A file whose data lies anywhere, and the image that its writes make of zeros: 600 I/Os of up
+    /// to 150 blocks over each other, the later ones further down.
+    fn file() -> (Bytes, Vec<u8>) {
+        let mut codec = Codec::new(Compression::SNAPPY);
+        let mut writer = IndexedWriter::new(Vec::new(), LogUuid::ZERO, MaxIo::default()).unwrap();
+        let mut image = vec![0; IMAGE_BYTES];
+        for number in 0..600_usize {
+            let blocks = 1 + number * 7 % if number % 10 == 0 { 150 } else { 9 };
+            let block = (2048 - blocks) * (600 - number) / 600 + number * 37 % 100;
+            let block = block.min(2048 - blocks);
+            let raw: Vec<u8> = (0..blocks * 512).map(|i| (number + i / 37 % 5) as u8).collect();
+            let into = &mut image[block * 512..(block + blocks) * 512];
+            let address = Lb(block as u64);
+            let record = if number % 23 == 0 {
+                into.fill(0);
+                DiffRecord { address, blocks: blocks as u32, payload: Payload::AllZero }
+            } else {
+                into.copy_from_slice(&raw);
+                DiffRecord::from_raw(address, Bytes::from(raw)).unwrap()
+            };
+            writer.add(&record.encode(&mut codec).unwrap()).unwrap();
+        }
+        (Bytes::from(writer.finish().unwrap()), image)
+    }
+
+    fn runs(file: &Bytes, sizes: Sizes) -> Vec<Run> {
+        let reader = IndexedReader::new(file.clone(), "f").unwrap();
+        Runs::of_sizes(reader, sizes).collect::<Result<_, _>>().unwrap()
+    }
+
+    /// Runs of some 1 KiB, batches of 100 records.
+    const SMALL: Sizes = Sizes {
+        batch_records: 100,
+        run_bytes: 1 << 10,
+        run_raw_bytes: 64 << 10,
+        run_empty_records: 2,
+        gap_bytes: 128,
+    };
+
+    #[test]
+    fn the_image_does_not_depend_on_what_is_read_at_once() {
+        let (file, expected) = file();
+        let one_batch = Sizes { batch_records: 10_000, ..SMALL };
+        for sizes in [SMALL, one_batch, Sizes { batch_records: 1, ..SMALL }, SIZES] {
+            let mut image = vec![0; IMAGE_BYTES];
+            let mut codec = Codec::new(Compression::NONE);
+            for run in runs(&file, sizes) {
+                let records = run.load(&file, &"f".into(), &mut codec).unwrap();
+                assert!(records.is_sorted_by_key(|record| record.address));
+                for record in records {
+                    let at = to_usize(record.address.bytes())..to_usize(record.end().bytes());
+                    match record.content {
+                        Content::Data(data) => image[at].copy_from_slice(&data),
+                        Content::AllZero | Content::Discard => image[at].fill(0),
+                    }
+                }
+            }
+            assert!(image == expected, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn a_batch_is_read_from_the_start_of_the_file_to_its_end() {
+        let (file, _) = file();
+        let one_batch = Sizes { batch_records: 10_000, ..SMALL };
+        let read: Vec<_> = runs(&file, one_batch).iter().map(|run| run.bytes.clone()).collect();
+        let read: Vec<_> = read.into_iter().filter(|bytes| !bytes.is_empty()).collect();
+        assert!(read.len() > 50, "{} runs", read.len());
+        assert!(read.windows(2).all(|two| two[0].end <= two[1].start), "{read:?}");
+        // The records go up and down: their addresses are in another order than their data.
+        let runs = runs(&file, one_batch);
+        let addresses = runs.iter().flat_map(|run| &run.records).map(|record| record.address);
+        assert!(!addresses.is_sorted());
+    }
+
+    #[test]
+    fn what_is_held_is_bounded_by_the_sizes() {
+        let (file, _) = file();
+        for run in runs(&file, SMALL) {
+            let images: Vec<_> = run.records.chunk_by(|a, b| a.image == b.image).collect();
+            if images.len() > SMALL.run_empty_records + 1 {
+                assert!(run.bytes.end - run.bytes.start <= SMALL.run_bytes);
+                assert!(run.raw_bytes <= SMALL.run_raw_bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn damage_is_told_with_its_place_and_a_shorter_file_too() {
+        let (file, _) = file();
+        let runs = runs(&file, SIZES);
+        let run = &runs[runs.len() / 2];
+        let image = run.records[run.records.len() / 2].image;
+        let mut codec = Codec::new(Compression::NONE);
+        let mut load = |file: Bytes| run.load(&file, &"f".into(), &mut codec).unwrap_err();
+        let mut damaged = file.to_vec();
+        damaged[to_usize(image.offset)] ^= 1;
+        let error = load(Bytes::from(damaged)).to_string();
+        let place = format!("f: at byte {}: ", image.offset);
+        assert!(error.starts_with(&place) && error.contains("contradicts"), "{error}");
+        let error = load(file.slice(..to_usize(image.offset) + 1)).to_string();
+        assert!(error.starts_with(&place) && error.contains("ends inside"), "{error}");
+    }
+}
