@@ -46,6 +46,14 @@ pub trait Images: Send + Sync + 'static {
     /// # Errors
     /// What the system says.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn BlockDevice>>;
+
+    /// As [`Images::open`], for reading alone, small pieces and the same ones again.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn open_cached(&self, path: &Path) -> io::Result<Arc<dyn BlockDevice>> {
+        self.open(path)
+    }
 }
 
 /// Images in ordinary files.
@@ -61,6 +69,12 @@ impl Images for FileImages {
         // Records begin and end at any 512 bytes: the page cache does what direct I/O cannot.
         let buffered = block_io::OpenOptions { direct: false, ..Default::default() };
         block_io::open(path, buffered)
+    }
+
+    /// The page cache of a file follows direct writes to it.
+    fn open_cached(&self, path: &Path) -> io::Result<Arc<dyn BlockDevice>> {
+        let options = block_io::OpenOptions { direct: false, ..block_io::OpenOptions::read_only() };
+        block_io::open(path, options)
     }
 }
 

@@ -203,6 +203,16 @@ impl Volume {
         blocking::run(move || images.open(image, size)).await
     }
 
+    /// As [`Self::open_image`], for a mount: it reads small pieces, and the same ones again.
+    pub(crate) async fn open_cached(
+        &self,
+        image: Image,
+        size: Lb,
+    ) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        let images = self.images.clone();
+        blocking::run(move || images.open_cached(image, size)).await
+    }
+
     /// Names of the files of diffs.
     pub(crate) fn diff_names(&self, diffs: &[Diff]) -> Result<Vec<String>, RoleError> {
         diffs.iter().map(|d| self.diff_name(d)).collect()

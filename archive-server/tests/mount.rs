@@ -382,6 +382,27 @@ async fn damage_reaches_the_client_of_a_mount_as_an_error() {
     check(dir.path(), &one, &device).await;
 }
 
+/// Mounts read the base image through the page cache, and applies write to it past that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_mount_has_read_of_the_base_image_is_not_read_again_after_an_apply() {
+    let test = "what_a_mount_has_read_of_the_base_image_is_not_read_again_after_an_apply";
+    if !has(test, "nbdcopy") {
+        return;
+    }
+    let (dir, device) = (tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(), device(4));
+    let archive = Archive::with(&dir, settings(), Arc::new(FileImages));
+    let mut client = filled(&archive, &device).await;
+    let before = mount(&mut client, 1).await;
+    check(dir.path(), &before, &device).await;
+    for gid in 2..=4 {
+        assert_eq!(client.apply(gid).await.unwrap().status(), OperationStatus::Done);
+        let after = mount(&mut client, gid).await;
+        assert_eq!(after.wdiffs, 0, "all of it is in the base image");
+        check(dir.path(), &after, &device).await;
+    }
+    check(dir.path(), &before, &device).await;
+}
+
 /// Where the image cannot be cloned, an apply keeps for a mount what it writes over: only as much
 /// as there was when the mount began.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

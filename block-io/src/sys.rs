@@ -1,4 +1,5 @@
-//! System calls that neither std nor nix wraps: block device ioctls and `statx` for direct I/O.
+//! System calls that neither std nor nix wraps: block device ioctls and `statx` for direct I/O, reads
+//! that do not wait.
 #![expect(unsafe_code, reason = "raw system calls")]
 
 use std::fs::File;
@@ -45,6 +46,18 @@ pub(crate) fn discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
     // SAFETY: BLKDISCARD reads two 64-bit numbers, start and length.
     unsafe { ioctl::blkdiscard(file.as_raw_fd(), &raw const *&[offset, len]) }?;
     Ok(())
+}
+
+/// Reads what is in the page cache, without waiting for a disk: so many bytes, maybe none.
+pub(crate) fn read_cached(file: &File, buf: &mut [u8], offset: u64) -> usize {
+    let Ok(offset) = libc::off_t::try_from(offset) else { return 0 };
+    let vector = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    // SAFETY: one vector, of memory that is ours alone while the call lasts; the kernel writes
+    // within its length.
+    let read =
+        unsafe { libc::preadv2(file.as_raw_fd(), &raw const vector, 1, offset, libc::RWF_NOWAIT) };
+    // Nothing there, or a filesystem that cannot tell.
+    usize::try_from(read).unwrap_or(0)
 }
 
 /// What O_DIRECT asks of memory addresses and of file offsets, in bytes.

@@ -214,3 +214,27 @@ fn probing_tells_what_opening_gives() {
     assert_eq!(facts.block_bytes, device.block_bytes());
     assert!(facts.physical_block_bytes >= 512 && facts.can_discard);
 }
+
+#[tokio::test]
+async fn a_buffered_read_is_whole_though_only_its_beginning_is_in_the_page_cache() {
+    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+    use std::os::unix::fs::FileExt;
+    for engine in ENGINES {
+        let (_dir, path) = file(1 << 20);
+        let content = pattern(1 << 20, 9);
+        std::fs::write(&path, &content).unwrap();
+        let cached = std::fs::File::open(&path).unwrap();
+        cached.sync_all().unwrap();
+        for advice in
+            [PosixFadviseAdvice::POSIX_FADV_DONTNEED, PosixFadviseAdvice::POSIX_FADV_RANDOM]
+        {
+            posix_fadvise(&cached, 0, 0, advice).unwrap();
+        }
+        cached.read_exact_at(&mut [0; 4096], 0).unwrap();
+        let device = open(&path, options(engine, false)).unwrap();
+        for (at, len) in [(0, 1 << 20), (0, 4096), (512, 1 << 16), (1 << 19, 1 << 19)] {
+            let read = device.read(at as u64, len).await.unwrap();
+            assert!(read == content[at..at + len], "{engine:?}: {len} bytes at {at}");
+        }
+    }
+}

@@ -61,6 +61,10 @@ impl VolumeImages for FileVolume {
         self.files.open(image)
     }
 
+    fn open_cached(&self, image: Image, _size: Lb) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        self.files.open_cached(image)
+    }
+
     fn found(&self) -> Result<Option<u64>, RoleError> {
         self.files.found(Image::Base)
     }

@@ -66,6 +66,10 @@ impl Files {
         self.images.open(&self.path(image)).map_err(|e| self.io("open", image, e))
     }
 
+    pub(super) fn open_cached(&self, image: Image) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        self.images.open_cached(&self.path(image)).map_err(|e| self.io("open", image, e))
+    }
+
     /// Length of an image in bytes, if there is one.
     pub(super) fn found(&self, image: Image) -> Result<Option<u64>, RoleError> {
         Ok(self.dir.look_at(&Self::name_of(image))?.map(|info| info.len_bytes))

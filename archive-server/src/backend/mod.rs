@@ -83,6 +83,12 @@ pub(crate) trait VolumeImages: Send + Sync + 'static {
     /// Opens an image of this size, for reading and writing in units of 512 bytes.
     fn open(&self, image: Image, size: Lb) -> Result<Arc<dyn BlockDevice>, RoleError>;
 
+    /// As [`VolumeImages::open`], for reading alone: through the page cache where that sees what is
+    /// written past it. That of a block device may not, when it reads ahead of a write.
+    fn open_cached(&self, image: Image, size: Lb) -> Result<Arc<dyn BlockDevice>, RoleError> {
+        self.open(image, size)
+    }
+
     /// Size of the base image in bytes, if there is one.
     fn found(&self) -> Result<Option<u64>, RoleError>;
 

@@ -56,6 +56,11 @@ impl Reading {
         Ok(opened)
     }
 
+    /// The data that begins at this byte of a wdiff, if it was read lately.
+    pub(crate) fn data_kept(&self, key: WdiffKey, offset: u64) -> Option<Bytes> {
+        self.data.lock().get(&(key, offset))
+    }
+
     /// The data that begins at this byte of a wdiff, or what `read` makes of it. May block.
     pub(crate) fn data<E>(
         &self,
@@ -63,7 +68,7 @@ impl Reading {
         offset: u64,
         read: impl FnOnce(&mut Codec) -> Result<Bytes, E>,
     ) -> Result<Bytes, E> {
-        if let Some(found) = self.data.lock().get(&(key, offset)) {
+        if let Some(found) = self.data_kept(key, offset) {
             return Ok(found);
         }
         let codec = self.codecs.lock().pop();

@@ -38,7 +38,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use wdiff_format::gid::Diff;
-use wdiff_format::index_run::{Piece, Run, RunError, Wanted, overlay};
+use wdiff_format::index_run::{Piece, Reach, Run, RunError, Wanted, overlay};
 use wlog_format::units::Lb;
 
 /// Directory of the runs in a volume's directory.
@@ -197,7 +197,7 @@ fn run_name(path: &str) -> &str {
 fn error_file(error: &RunError) -> Option<&str> {
     match error {
         RunError::Io { file, .. } | RunError::Unusable { file, .. } => Some(file),
-        RunError::Write(_) | RunError::Order(_) => None,
+        RunError::Write(_) | RunError::Order(_) | RunError::OutOfReach => None,
     }
 }
 
@@ -251,9 +251,9 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// The pieces of `from..to` that wdiffs have, ascending. May block for a moment.
-    pub(crate) fn pieces(&self, from: Lb, to: Lb) -> Result<Vec<Piece>, RunError> {
-        overlay(self.runs.iter().map(|(run, wanted)| (&**run, wanted)), from, to)
+    /// The pieces of `from..to` that wdiffs have, ascending. Blocks when it may use the disk.
+    pub(crate) fn pieces(&self, from: Lb, to: Lb, reach: Reach) -> Result<Vec<Piece>, RunError> {
+        overlay(self.runs.iter().map(|(run, wanted)| (&**run, wanted)), from, to, reach)
     }
 
     /// Records of the wdiffs.

@@ -188,9 +188,9 @@ impl Files {
     async fn open_base(&self) -> Result<Arc<dyn BlockDevice>, RoleError> {
         let Self { volume, below, size, .. } = self;
         Ok(match below {
-            Below::Clone(image) => volume.open_image(*image, *size).await?,
+            Below::Clone(image) => volume.open_cached(*image, *size).await?,
             Below::Base(_, kept) => {
-                let (base, kept) = (volume.open_image(Image::Base, *size).await?, kept.clone());
+                let (base, kept) = (volume.open_cached(Image::Base, *size).await?, kept.clone());
                 Arc::new(AsFound { base, kept })
             }
         })

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use wdiff_format::codec::Codec;
 use wdiff_format::error::WdiffError;
 use wdiff_format::gid::Gid;
-use wdiff_format::index_run::{Piece, RunError};
+use wdiff_format::index_run::{Piece, Reach, RunError};
 use wdiff_format::record::RecordKind;
 use wlog_format::units::{Lb, to_usize};
 
@@ -34,6 +34,9 @@ use wlog_format::units::{Lb, to_usize};
 pub(crate) const EXCLUDED: [&str; 2] = [APPLY, RESIZE];
 /// How often an index that is found to be wrong is made again before the reader gives up.
 const MENDED_MAX: usize = 3;
+
+/// Longer ranges are looked up away from the async threads, wherever it is that they are found.
+const AT_ONCE_BYTES: u64 = 256 << 10;
 
 /// What a part of the image is made of; offset and length in bytes.
 pub(crate) enum Part {
@@ -143,7 +146,14 @@ impl View {
         offset: u64,
         len: u64,
     ) -> Result<Vec<Part>, RoleError> {
-        self.mending(move |view| view.read_parts(offset, len)).await
+        // In memory it takes less time than the way to a thread that may wait. What is not all
+        // there, or wrong, is seen to there.
+        if len <= AT_ONCE_BYTES
+            && let Ok(parts) = self.read_parts(offset, len, Reach::Memory)
+        {
+            return Ok(parts);
+        }
+        self.mending(move |view| view.read_parts(offset, len, Reach::Disk)).await
     }
 
     /// Whose the beginning of a range is, up to all of it: at least one part.
@@ -214,24 +224,24 @@ impl View {
         Ok(())
     }
 
-    fn pieces(&self, offset: u64, len: u64) -> Result<Vec<Piece>, Failed> {
+    fn pieces(&self, offset: u64, len: u64, reach: Reach) -> Result<Vec<Piece>, Failed> {
         let layers = self.layers.lock().clone();
         let (from, to) = (Lb::from_bytes(offset), Lb::from_bytes(offset + len));
-        layers.pieces(from, to).map_err(Failed::Index)
+        layers.pieces(from, to, reach).map_err(Failed::Index)
     }
 
-    /// Blocks.
-    fn read_parts(&self, offset: u64, len: u64) -> Result<Vec<Part>, Failed> {
+    /// Blocks when it may use the disk.
+    fn read_parts(&self, offset: u64, len: u64, reach: Reach) -> Result<Vec<Part>, Failed> {
         let end = offset + len;
         let (mut parts, mut at) = (Vec::new(), offset);
-        for piece in self.pieces(offset, len)? {
+        for piece in self.pieces(offset, len, reach)? {
             let start = piece.start.bytes();
             if at < start {
                 parts.push(Part::Base { offset: at, len: start - at });
             }
             at = piece.end().bytes();
             parts.push(match piece.kind {
-                RecordKind::Normal => Part::Data(self.data(&piece)?),
+                RecordKind::Normal => Part::Data(self.data(&piece, reach)?),
                 RecordKind::AllZero | RecordKind::Discard => Part::Zeros { len: at - start },
             });
         }
@@ -248,7 +258,7 @@ impl View {
         let (mut owners, mut at, mut step) = (Vec::new(), offset, 1_u64 << 20);
         while at < end && owners.len() < OWNERS {
             let step_end = end.min(at.saturating_add(step));
-            let pieces = self.pieces(at, step_end - at)?;
+            let pieces = self.pieces(at, step_end - at, Reach::Disk)?;
             step = if pieces.len() < OWNERS / 8 { step * 2 } else { 1 << 20 };
             for piece in pieces {
                 let start = piece.start.bytes();
@@ -274,15 +284,23 @@ impl View {
         Ok(owners)
     }
 
-    /// The data of a piece. Blocks.
-    fn data(&self, piece: &Piece) -> Result<Bytes, Failed> {
+    /// The data of a piece. Blocks when it may use the disk.
+    fn data(&self, piece: &Piece, reach: Reach) -> Result<Bytes, Failed> {
         let key = (self.number, piece.position);
         let read = |codec: &mut Codec| {
             let (input, name) = self.reading.file(key, || self.source.open(piece.position))?;
             piece.image.read(&input, &name, codec)
         };
-        let image = self.reading.data(key, piece.image.offset, read);
-        let image = image.map_err(|error| self.judge(piece, error))?;
+        let image = match reach {
+            Reach::Memory => {
+                let kept = self.reading.data_kept(key, piece.image.offset);
+                kept.ok_or(Failed::Index(RunError::OutOfReach))?
+            }
+            Reach::Disk => {
+                let image = self.reading.data(key, piece.image.offset, read);
+                image.map_err(|error| self.judge(piece, error))?
+            }
+        };
         let from = to_usize(Lb(piece.skip.into()).bytes());
         let len = to_usize(Lb(piece.blocks).bytes());
         // An entry lies inside of its image.

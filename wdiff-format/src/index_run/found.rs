@@ -4,7 +4,7 @@ use wlog_format::units::Lb;
 
 use super::RunError;
 use super::entry::Entry;
-use super::run::{Run, Wanted};
+use super::run::{Reach, Run, Wanted};
 use crate::locate::StoredImage;
 use crate::record::RecordKind;
 use crate::split::{CutRule, MaxIo, Overlay, Span};
@@ -75,15 +75,16 @@ impl Span for Part {
 /// What lies between them no wanted diff has.
 ///
 /// # Errors
-/// A run cannot be read or is damaged.
+/// A run cannot be read, is damaged, or out of `reach`.
 pub fn overlay<'a>(
     runs: impl IntoIterator<Item = (&'a Run, &'a Wanted)>,
     from: Lb,
     to: Lb,
+    reach: Reach,
 ) -> Result<Vec<Piece>, RunError> {
     let mut found = Vec::new();
     for (run, wanted) in runs {
-        run.find(wanted, (from, to), &mut found)?;
+        run.find(wanted, (from, to), reach, &mut found)?;
     }
     // The same diff may be covered twice; what it has is the same then.
     found.sort_unstable_by_key(|c| (c.position, c.entry.key.address));

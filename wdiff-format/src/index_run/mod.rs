@@ -31,7 +31,7 @@ pub use entry::{Covered, Entry, Key};
 pub use found::{Piece, overlay};
 pub use layout::BLOCK_BYTES;
 pub use merge::{Input, merge};
-pub use run::{BlockCache, Run, Wanted};
+pub use run::{BlockCache, Reach, Run, Wanted};
 pub use writer::RunWriter;
 
 use std::io;
@@ -61,6 +61,9 @@ pub enum RunError {
         /// What is wrong there.
         what: &'static str,
     },
+    /// What is needed of it is not in memory, and the disk must not be waited for.
+    #[error("a block of an index run is not in memory")]
+    OutOfReach,
     /// It cannot be written.
     #[error("an index run cannot be written")]
     Write(#[source] io::Error),

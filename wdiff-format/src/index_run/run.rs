@@ -27,6 +27,15 @@ pub trait BlockCache: Send + Sync {
     fn put(&self, run: u64, block: u64, bytes: &Bytes);
 }
 
+/// What a lookup may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Blocks that were read lately: it waits for nothing.
+    Memory,
+    /// All blocks.
+    Disk,
+}
+
 /// An open run.
 pub struct Run {
     input: ReadObject,
@@ -220,17 +229,18 @@ impl Run {
     /// class.
     ///
     /// # Errors
-    /// The run cannot be read or is damaged.
+    /// The run cannot be read, is damaged, or out of `reach`.
     pub(super) fn find(
         &self,
         wanted: &Wanted,
         (from, to): (Lb, Lb),
+        reach: Reach,
         found: &mut Vec<Candidate>,
     ) -> Result<(), RunError> {
         for class in (0_u8..32).filter(|class| self.classes >> class & 1 == 1) {
             let blocks = 1_u64 << class;
             let newest = |address| Key { class, address, diff: Reverse(wanted.top) };
-            let mut cursor = Cursor { run: self, leaf: None };
+            let mut cursor = Cursor { run: self, reach, leaf: None };
             let mut at = cursor.seek(newest(Lb(from.0 & !(blocks - 1))))?;
             while let Some(entry) = cursor.get(at)? {
                 let Key { address, diff: Reverse(diff), .. } = entry.key;
@@ -287,9 +297,12 @@ impl Run {
         ENTRIES_PER_BLOCK.min(to_usize(self.entries.saturating_sub(before)))
     }
 
-    fn block(&self, number: u64) -> Result<Rows, RunError> {
+    fn block(&self, number: u64, reach: Reach) -> Result<Rows, RunError> {
         if let Some(block) = self.cache.get(self.number, number) {
             return Ok(Rows(block));
+        }
+        if reach == Reach::Memory {
+            return Err(RunError::OutOfReach);
         }
         let block = read_block(&self.input, &self.file, number)?;
         self.cache.put(self.number, number, &block);
@@ -297,7 +310,7 @@ impl Run {
     }
 
     /// The leaf in which `key` is, if anywhere.
-    fn leaf_of(&self, key: Key) -> Result<u64, RunError> {
+    fn leaf_of(&self, key: Key, reach: Reach) -> Result<u64, RunError> {
         let mut child = 0;
         // The root first.
         let pairs = self.shape.levels.windows(2).rev();
@@ -305,7 +318,7 @@ impl Run {
             let [(_, below), (start, _)] = pair else { continue };
             let first = child * super::layout::KEYS_PER_BLOCK as u64;
             let keys = super::layout::KEYS_PER_BLOCK.min(to_usize(below.saturating_sub(first)));
-            let rows = self.block(start + child)?;
+            let rows = self.block(start + child, reach)?;
             let keys = rows.all::<RawKey>(keys);
             let behind = keys.partition_point(|raw| Key::from_raw(raw) <= key);
             child = first + behind.saturating_sub(1) as u64;
@@ -330,6 +343,7 @@ fn read_block(input: &ReadObject, file: &Arc<str>, number: u64) -> Result<Bytes,
 /// Goes through the entries of a run, with the leaf that it is in at hand.
 struct Cursor<'a> {
     run: &'a Run,
+    reach: Reach,
     leaf: Option<(u64, Rows)>,
 }
 
@@ -337,7 +351,7 @@ impl Cursor<'_> {
     fn leaf(&mut self, number: u64) -> Result<&[RawEntry], RunError> {
         let rows = match self.leaf.take() {
             Some((at, rows)) if at == number => rows,
-            _ => self.run.block(number)?,
+            _ => self.run.block(number, self.reach)?,
         };
         let (_, rows) = self.leaf.insert((number, rows));
         Ok(rows.all(self.run.entries_in(number)))
@@ -348,7 +362,7 @@ impl Cursor<'_> {
         if self.run.entries == 0 {
             return Ok(0);
         }
-        let number = self.run.leaf_of(key)?;
+        let number = self.run.leaf_of(key, self.reach)?;
         let leaf = self.leaf(number)?;
         let before = leaf.partition_point(|raw| raw_key(raw) < key);
         Ok(number * ENTRIES_PER_BLOCK as u64 + before as u64)

@@ -110,7 +110,8 @@ fn model(diffs: &Diffs, wanted: &[u64]) -> Vec<Seen> {
 fn read(runs: &[Run], list: &[u64], from: u64, to: u64) -> Vec<Seen> {
     let diffs: Vec<Diff> = list.iter().map(|gid| diff(*gid)).collect();
     let wanted: Vec<_> = runs.iter().filter_map(|run| Some((run, run.wanted(&diffs)?))).collect();
-    let pieces = overlay(wanted.iter().map(|(run, w)| (*run, w)), Lb(from), Lb(to)).unwrap();
+    let pieces =
+        overlay(wanted.iter().map(|(run, w)| (*run, w)), Lb(from), Lb(to), Reach::Disk).unwrap();
     let mut seen = vec![None; BLOCKS as usize];
     let mut end = Lb(from);
     for piece in pieces {
@@ -203,7 +204,7 @@ proptest! {
         let look = |bytes: Vec<u8>| -> Result<Vec<Piece>, RunError> {
             let run = opened(bytes)?;
             let Some(wanted) = run.wanted(&list) else { return Ok(Vec::new()) };
-            overlay([(&run, &wanted)], Lb(0), Lb(BLOCKS))
+            overlay([(&run, &wanted)], Lb(0), Lb(BLOCKS), Reach::Disk)
         };
         let expected = look(bytes.clone()).unwrap();
         let mut damaged = bytes.clone();
@@ -213,6 +214,26 @@ proptest! {
         }
         let short = bytes[..cut.index(bytes.len())].to_vec();
         prop_assert!(opened(short).is_err());
+    }
+}
+
+#[test]
+fn what_was_not_read_before_is_out_of_reach_without_the_disk() {
+    let mut writer = RunWriter::new(Vec::new());
+    for address in 0..2 * ENTRIES_PER_BLOCK as u64 {
+        for entry in Entry::of(Location { address: Lb(address), ..record(1, 2, 1) }, 0) {
+            writer.push(&entry).unwrap();
+        }
+    }
+    let run = opened(writer.finish(&[Covered::new(&diff(1))]).unwrap()).unwrap();
+    let wanted = run.wanted(&[diff(1)]).unwrap();
+    let look = |at, reach| overlay([(&run, &wanted)], Lb(at), Lb(at + 1), reach);
+    let far = ENTRIES_PER_BLOCK as u64 + 9;
+    for at in [7, far] {
+        assert!(matches!(look(at, Reach::Memory), Err(RunError::OutOfReach)), "block {at}");
+        let found = look(at, Reach::Disk).unwrap();
+        assert_eq!((found.len(), found[0].start), (1, Lb(at)));
+        assert_eq!(look(at, Reach::Memory).unwrap(), found);
     }
 }
 
@@ -239,11 +260,13 @@ fn large_runs_are_searched_through_all_their_levels() {
         let list: Vec<Diff> = (0..count).map(diff).collect();
         let wanted = run.wanted(&list).unwrap();
         for at in [0, 1, 101, 102, blocks / 2, blocks - 1] {
-            let found = overlay([(&run, &wanted)], Lb(at), Lb(at + 1)).unwrap();
+            let found = overlay([(&run, &wanted)], Lb(at), Lb(at + 1), Reach::Disk).unwrap();
             let offset = (count - 1) * 1_000_000 + at * 8 + 2;
             assert_eq!(found.iter().map(|p| p.image.offset).collect::<Vec<_>>(), [offset]);
         }
-        assert!(overlay([(&run, &wanted)], Lb(blocks), Lb(blocks + 9)).unwrap().is_empty());
+        assert!(
+            overlay([(&run, &wanted)], Lb(blocks), Lb(blocks + 9), Reach::Disk).unwrap().is_empty()
+        );
     }
 }
 
