@@ -152,9 +152,9 @@ impl ImageWriter {
     pub(crate) async fn start(&mut self, request: Request) -> Result<(), RoleError> {
         self.settle(self.depth - 1).await?;
         self.in_flight.push(request);
-        // Begins at once; what is done already is taken away.
-        if let Some(Some(Err(error))) = futures::FutureExt::now_or_never(self.in_flight.next()) {
-            return Err(self.failed(error));
+        // Begins at once: what is done already is taken away first, all of it.
+        while let Some(Some(done)) = futures::FutureExt::now_or_never(self.in_flight.next()) {
+            done.map_err(|e| self.failed(e))?;
         }
         Ok(())
     }
