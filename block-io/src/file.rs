@@ -298,25 +298,28 @@ fn unsupported(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Engine;
 
     #[tokio::test]
     async fn after_a_failed_flush_every_flush_fails() {
-        // fdatasync of a pipe fails; then the file under the same device is exchanged for one that
-        // syncs well, as a kernel does that has dropped what it could not write.
-        let (pipe, _other_end) = std::io::pipe().unwrap();
-        let opened = Opened {
-            file: File::from(std::os::fd::OwnedFd::from(pipe)),
-            path: "pipe".to_owned(),
-            kind: Kind::File,
-            size_bytes: 4096,
-            block_bytes: 512,
-            memory_align: 1,
-        };
-        let mut device = FileDevice::new(opened, Backend::Plain);
-        let first = device.flush().await.unwrap_err();
-        assert_eq!(os_error(&first), Some(nix::libc::EINVAL));
-        device.file = Arc::new(tempfile::tempfile().unwrap());
-        let second = device.flush().await.unwrap_err();
-        assert!(second.to_string().contains("earlier flush failed"), "{second}");
+        for engine in [Engine::Auto, Engine::Near, Engine::NearAlone, Engine::Plain] {
+            // fdatasync of a pipe fails; then the file under the same device is exchanged for one
+            // that syncs well, as a kernel does that has dropped what it could not write.
+            let (pipe, _other_end) = std::io::pipe().unwrap();
+            let opened = Opened {
+                file: File::from(std::os::fd::OwnedFd::from(pipe)),
+                path: "pipe".to_owned(),
+                kind: Kind::File,
+                size_bytes: 4096,
+                block_bytes: 512,
+                memory_align: 1,
+            };
+            let mut device = FileDevice::new(opened, Backend::new(engine));
+            let first = device.flush().await.unwrap_err();
+            assert_eq!(os_error(&first), Some(nix::libc::EINVAL), "{engine:?}");
+            device.file = Arc::new(tempfile::tempfile().unwrap());
+            let second = device.flush().await.unwrap_err();
+            assert!(second.to_string().contains("earlier flush failed"), "{engine:?}: {second}");
+        }
     }
 }
