@@ -10,7 +10,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::stream::{self, Stream, StreamExt};
+use futures::FutureExt;
+use futures::stream::{self, BoxStream, Peekable, StreamExt};
 use server_kit::error::RoleError;
 use server_kit::volume_name::VolumeName;
 use wlog_format::checksum::Checksummer;
@@ -30,10 +31,14 @@ pub const DEPTH: usize = 4;
 /// being checked, compressed and sent.
 const WINDOW_BYTES: u64 = 2 * DEPTH as u64 * READ_BYTES;
 
+/// What is read already waits here up to so much, so that further reads begin while packs are
+/// checked.
+const READY_BYTES: usize = 2 << 20;
+
 /// Packs above this need a grant of their own.
 const LARGE_PACK_BYTES: u64 = 2 * READ_BYTES;
 
-type Reads = Pin<Box<dyn Stream<Item = Result<Bytes, RoleError>> + Send>>;
+type Reads = Pin<Box<Peekable<BoxStream<'static, Result<Bytes, RoleError>>>>>;
 
 /// What became of the next pack.
 enum Step {
@@ -136,7 +141,7 @@ impl PackReader {
     async fn restart(&mut self, bytes: u64) {
         self.pieces.clear();
         (self.held, self.checked) = (0, 0);
-        self.reads = Box::pin(stream::empty());
+        self.reads = Box::pin(stream::empty().boxed().peekable());
         self.grant = None;
         self.granted_bytes = WINDOW_BYTES.saturating_add(bytes);
         self.grant = Some(self.budget.take(self.granted_bytes).await);
@@ -148,6 +153,7 @@ impl PackReader {
             return Ok(Step::Finished);
         }
         let block_size = self.log.block_size();
+        self.take_ready();
         self.hold(self.checked + block_size.as_usize()).await?;
         let block = self.slices(self.checked, block_size.as_usize()).next().unwrap_or_default();
         let header = PackHeader::decode(block, block_size, self.log.salt, self.at)
@@ -173,19 +179,30 @@ impl PackReader {
         Ok(Step::Checked)
     }
 
+    /// Takes what has been read meanwhile; an error has its turn when all before it is checked.
+    fn take_ready(&mut self) {
+        while self.held - self.checked < READY_BYTES
+            && matches!(self.reads.as_mut().peek().now_or_never(), Some(Some(Ok(_))))
+            && let Some(Some(Ok(piece))) = self.reads.next().now_or_never()
+        {
+            self.push(piece);
+        }
+    }
+
     /// Reads on until that many bytes are held.
     async fn hold(&mut self, bytes: usize) -> Result<(), RoleError> {
         while self.held < bytes {
             match self.reads.next().await {
-                Some(piece) => {
-                    let piece = piece?;
-                    self.held += piece.len();
-                    self.pieces.push_back(piece);
-                }
+                Some(piece) => self.push(piece?),
                 None => return Err(self.damaged("a pack that ends beyond the log", "")),
             }
         }
         Ok(())
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        self.held += piece.len();
+        self.pieces.push_back(piece);
     }
 
     /// The held bytes from `start`, `len` of them, in the pieces in which they lie.
@@ -246,5 +263,5 @@ fn reads(log: &Arc<Log>, begin: Lsid, limit: Lsid) -> Reads {
         let log = Arc::clone(&log);
         async move { log.read(offset, len).await }
     };
-    Box::pin(stream::iter(cuts).map(read).buffered(DEPTH))
+    Box::pin(stream::iter(cuts).map(read).buffered(DEPTH).boxed().peekable())
 }

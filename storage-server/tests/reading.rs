@@ -172,6 +172,25 @@ async fn several_reads_are_in_flight() {
 }
 
 #[tokio::test]
+async fn what_lies_before_an_error_of_the_device_is_given_first() {
+    let written = written(BlockSize::B4096, 4096, 8, Lsid(0), 4 * MIB, 64 << 10).await;
+    written.disk.inject(Operation::Read, When::Nth(3), Fault::Error(nix::errno::Errno::EIO));
+    let (end, budget) = (*written.ends.last().unwrap(), Budget::new(64 * MIB));
+    let (log, volume) = (Arc::clone(&written.log), "v".parse().unwrap());
+    let mut reader = PackReader::open(log, volume, budget, written.begin, end).await;
+    let mut bytes = Vec::new();
+    let error = loop {
+        match reader.next().await {
+            Ok(piece) => bytes.extend_from_slice(&piece.expect("the log goes on")),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.reason(), Reason::Io);
+    assert!(bytes.len() as u64 >= MIB, "{} of the 2 MiB before the error", bytes.len());
+    assert!(written.bytes.starts_with(&bytes));
+}
+
+#[tokio::test]
 async fn an_error_of_the_device_and_a_broken_pack_are_told_apart() {
     let written = written(BlockSize::B4096, 4096, 8, Lsid(0), 3 * MIB, 200 << 10).await;
     let (end, budget) = (*written.ends.last().unwrap(), Budget::new(64 * MIB));

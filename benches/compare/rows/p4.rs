@@ -1,4 +1,5 @@
-//! The storage role reads a log device: every pack is checked before a byte of it goes further.
+//! The storage role reads a log device: every pack is checked before a byte of it goes further. On
+//! a loop device in memory that costs what it costs; on the disk the swings of the disk are larger.
 //!
 //! The reader runs in this process, for what a program ships is measured with all that comes after
 //! it (P14).
@@ -49,22 +50,40 @@ impl Row for ReadLog {
             bench.skip("fio: not on this machine");
             return Ok(());
         }
-        for (size, io_bytes) in [("4 KiB", 4 << 10), ("256 KiB", 256 << 10)] {
-            read(bench, size, io_bytes)?;
+        for place in [Place::Memory, Place::Disk] {
+            for (size, io_bytes) in [("4 KiB", 4 << 10), ("256 KiB", 256 << 10)] {
+                read(bench, place, size, io_bytes)?;
+            }
+            bench.clear()?;
         }
         Ok(())
     }
 }
 
-fn read(bench: &mut Bench, size: &str, io_bytes: usize) -> anyhow::Result<()> {
-    let case =
-        Case::new(format!("{size} writes, {}", name(Payload::Random)), Unit::MegabytesPerSecond);
+/// Where the loop device's file is.
+#[derive(Clone, Copy)]
+enum Place {
+    Memory,
+    Disk,
+}
+
+fn read(bench: &mut Bench, place: Place, size: &str, io_bytes: usize) -> anyhow::Result<()> {
+    let at = match place {
+        Place::Memory => "in memory",
+        Place::Disk => "on the disk",
+    };
+    let what = format!("{size} writes, {}, {at}", name(Payload::Random));
+    let case = Case::new(what, Unit::MegabytesPerSecond);
     if !bench.wants(&case.name) {
         return Ok(());
     }
     let total = bench.sized(LOG_BYTES);
-    let dir = bench.disk_with(3 * total + SLACK_BYTES)?;
-    let file = dir.path().join("log.image");
+    let disk = match place {
+        Place::Memory => None,
+        Place::Disk => Some(bench.disk_with(3 * total + SLACK_BYTES)?),
+    };
+    let at = |name: &str| disk.as_ref().map_or_else(|| bench.file(name), |d| d.path().join(name));
+    let (file, wlog, data) = (at("log.image"), at("wlog"), at("data"));
     // 4 KiB writes have a header for each few of them.
     fill(&file, total + total / 8 + SLACK_BYTES)?;
     let device = match LoopDevice::attach_direct(&file) {
@@ -75,7 +94,7 @@ fn read(bench: &mut Bench, size: &str, io_bytes: usize) -> anyhow::Result<()> {
         }
     };
     let path = Path::new(device.path());
-    let written = write_log(bench, dir.path(), path, io_bytes, total)?;
+    let written = write_log(bench, [&wlog, &data], path, io_bytes, total)?;
     let bytes = format!("--size={}", written.bytes());
     let (bs, depth) = (format!("--bs={READ_BYTES}"), format!("--iodepth={DEPTH}"));
     let theirs: Run<'_> = Box::new(move || {
@@ -95,15 +114,14 @@ struct Written {
     end: Lsid,
 }
 
-/// Puts a log into the ring, as if the device role had just written it.
+/// Puts a log into the ring, as if the device role had just written it; by way of two files.
 fn write_log(
     bench: &Bench,
-    dir: &Path,
+    [wlog, data]: [&Path; 2],
     device: &Path,
     io_bytes: usize,
     total: u64,
 ) -> anyhow::Result<Written> {
-    let (wlog, data) = (dir.join("wlog"), dir.join("data"));
     let shape = LogShape {
         io_bytes: (io_bytes, io_bytes),
         device_bytes: 2 << 30,
@@ -111,17 +129,17 @@ fn write_log(
         payload: Payload::Random,
         seed: 400,
     };
-    make_wlog(&wlog, &shape)?;
-    File::create(&data)?.set_len(shape.device_bytes)?;
+    make_wlog(wlog, &shape)?;
+    File::create(data)?.set_len(shape.device_bytes)?;
     let block_size = BLOCK_SIZE.bytes().to_string();
-    let devices = ["--log", text(device)?, "--data", text(&data)?, "--block-size", &block_size];
+    let devices = ["--log", text(device)?, "--data", text(data)?, "--block-size", &block_size];
     bench.output(&[&["ldev", "format"], devices.as_slice()].concat())?;
-    let restore = ["ldev", "restore", "--json", text(device)?, text(&wlog)?];
+    let restore = ["ldev", "restore", "--json", text(device)?, text(wlog)?];
     let said: serde_json::Value = serde_json::from_str(&bench.output(&restore)?)?;
     let lsid = |key: &str| said.get(key).and_then(serde_json::Value::as_u64).map(Lsid);
     let begin = lsid("begin_lsid").context("no begin_lsid")?;
     let end = lsid("end_lsid").context("no end_lsid")?;
-    let uuid = WlogReader::new(File::open(&wlog)?)?.header().uuid;
+    let uuid = WlogReader::new(File::open(wlog)?)?.header().uuid;
     std::fs::remove_file(wlog)?;
     Ok(Written { uuid, begin, end })
 }
