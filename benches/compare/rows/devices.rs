@@ -16,8 +16,8 @@ use wlog_format::superblock::DeviceName;
 use wlog_format::units::BlockSize;
 
 use super::files::text;
-use super::programs::{Qemu, fill, fio_on, fio_over, have, operations, wait_for};
-use crate::bench::{Bench, Case, Run, Side};
+use super::programs::{NbdServer, fill, fio_on, fio_over, have, operations, wait_for};
+use crate::bench::{Bench, Case, Run, Sample, Side};
 use crate::results::Unit;
 
 /// Bytes of a volume.
@@ -68,7 +68,9 @@ impl Drop for Ours {
 /// Both servers. They end before their files go.
 struct Servers {
     _ours: Ours,
-    _qemu: Option<Qemu>,
+    _qemu: Option<NbdServer>,
+    /// What does nothing shows what the way of a request costs.
+    null: Option<NbdServer>,
     bytes: u64,
     dir: TempDir,
 }
@@ -85,9 +87,13 @@ impl Servers {
         let volume = VolumeSpec { name, data: at("ours"), log: at("log"), overflow: None };
         let ours = Ours::start(volume, &at("ours.sock"))?;
         wait_for(&at("ours.sock"))?;
-        let qemu =
-            if peer { Some(Qemu::start("none", &at("theirs"), &at("theirs.sock"))?) } else { None };
-        Ok(Self { _ours: ours, _qemu: qemu, bytes, dir })
+        let qemu = if peer {
+            Some(NbdServer::qemu("none", &at("theirs"), &at("theirs.sock"))?)
+        } else {
+            None
+        };
+        let null = have("nbdkit").then(|| NbdServer::null(bytes, &at("null.sock"))).transpose()?;
+        Ok(Self { _ours: ours, _qemu: qemu, null, bytes, dir })
     }
 
     fn fio(&self, name: &str, load: Load, seconds: u64) -> Run<'_> {
@@ -105,6 +111,13 @@ impl Servers {
         };
         operations(fio, self.bytes, seconds)
     }
+
+    /// One request after the other pays for the disk and then for the way there and back.
+    fn bare_and_way(&self, load: Load, seconds: u64) -> Run<'_> {
+        let mut disk = self.bare(load, seconds);
+        let mut way = self.fio("null.sock", load, seconds);
+        Box::new(move || Ok(Sample::of(1.0 / (1.0 / disk()?.figure + 1.0 / way()?.figure))))
+    }
 }
 
 /// Each load on both servers, in turns.
@@ -119,11 +132,15 @@ pub(super) fn compare(bench: &mut Bench, loads: &[Load]) -> anyhow::Result<()> {
     for load in loads {
         let case = Case::new(load.name, Unit::OperationsPerSecond);
         let theirs = peer.then(|| servers.fio("theirs.sock", *load, seconds));
-        let sides = vec![
+        let mut sides = vec![
             Side::ours(servers.fio("ours.sock", *load, seconds)),
             Side::peer("qemu-nbd", load.at_least, theirs),
             Side::limit("fio on the file, nobody in between", servers.bare(*load, seconds)),
         ];
+        if servers.null.is_some() && load.args.contains(&"--iodepth=1") {
+            let name = "that, and fio over NBD with nbdkit's null for the way";
+            sides.push(Side::limit(name, servers.bare_and_way(*load, seconds)));
+        }
         bench.measure(case, sides)?;
     }
     Ok(())

@@ -7,7 +7,7 @@ use controller::ops::archive::{RestorePoint, restore};
 
 use super::group::VOLUME;
 use super::many::{IMAGE_BYTES, Many};
-use super::programs::{Qemu, fio_over, have, operations};
+use super::programs::{NbdServer, fio_over, have, operations};
 use crate::bench::{Bench, Case, Row, Side};
 use crate::results::Unit;
 
@@ -45,7 +45,7 @@ impl Row for MountReads {
             cluster.run(restore(cluster.ctl(), "a0", VOLUME, point, None, &mut |_| {}))?;
         let image = PathBuf::from(restored.path);
         let socket = many.archive.group.file("qemu.sock");
-        let _qemu = Qemu::start("writeback", &image, &socket)?;
+        let _qemu = NbdServer::qemu("writeback", &image, &socket)?;
         let plain = format!("nbd+unix:///?socket={}", socket.display());
         let seconds = if bench.quick() { 1 } else { 3 };
         for (name, args) in LOADS {

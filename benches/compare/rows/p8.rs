@@ -10,7 +10,7 @@ use tests::cluster::Layout;
 
 use super::files::{MIB, ensure_same_files, name, text};
 use super::group::{Group, STRIPE_BYTES, VOLUME, image, one_of_each};
-use super::programs::{Measured, Qemu, have};
+use super::programs::{Measured, NbdServer, have};
 use crate::bench::{Bench, Case, Row, Run, Sample, Side, megabytes, throughput};
 use crate::results::Unit;
 
@@ -53,7 +53,7 @@ fn backup(bench: &mut Bench, payload: Payload) -> anyhow::Result<()> {
     let (data, copy) = (group.cluster.data_path(0, VOLUME), group.file("copy"));
     let socket = group.file("qemu.sock");
     let is_there = have("nbdcopy") && have("qemu-nbd");
-    let qemu = is_there.then(|| Qemu::start("none", &data, &socket)).transpose()?;
+    let qemu = is_there.then(|| NbdServer::qemu("none", &data, &socket)).transpose()?;
     let uri = format!("nbd+unix:///?socket={}", socket.display());
     let nbdcopy = ["nbdcopy", "--flush", &uri, text(&copy)?].map(Into::into);
     let theirs = is_there.then(|| throughput(nbdcopy.into(), bytes, &copy));

@@ -1,4 +1,4 @@
-//! Programs that others wrote: fio, qemu-nbd. All come from Debian's packages.
+//! Programs that others wrote: fio, qemu-nbd, nbdkit. All come from Debian's packages.
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -29,22 +29,34 @@ pub(super) fn wait_for(socket: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A raw image over NBD. Killed when dropped.
-pub(super) struct Qemu(Child);
+/// Somebody else's NBD server. Killed when dropped.
+pub(super) struct NbdServer(Child);
 
-impl Qemu {
-    /// `cache` is `none`, past the page cache, or `writeback`.
-    pub(super) fn start(cache: &str, data: &Path, socket: &Path) -> anyhow::Result<Self> {
+impl NbdServer {
+    /// qemu-nbd with a raw image; `cache` is `none`, past the page cache, or `writeback`.
+    pub(super) fn qemu(cache: &str, data: &Path, socket: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new("qemu-nbd");
         command.arg(format!("--cache={cache}"));
-        command.args(["--aio=io_uring", "-f", "raw", "-t", "-e", "8", "-k"]);
-        let qemu = Self(command.args([socket, data]).spawn().context("qemu-nbd")?);
+        command.args(["--aio=io_uring", "-f", "raw", "-t", "-e", "8", "-k"]).args([socket, data]);
+        Self::start(&mut command, socket)
+    }
+
+    /// nbdkit with an image in which nothing is kept: every request is done at once.
+    pub(super) fn null(bytes: u64, socket: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new("nbdkit");
+        command.arg("--foreground").arg("--unix").arg(socket);
+        Self::start(command.args(["null", &format!("size={bytes}")]), socket)
+    }
+
+    fn start(command: &mut Command, socket: &Path) -> anyhow::Result<Self> {
+        let program = command.get_program().to_owned();
+        let server = Self(command.spawn().with_context(|| program.display().to_string())?);
         wait_for(socket)?;
-        Ok(qemu)
+        Ok(server)
     }
 }
 
-impl Drop for Qemu {
+impl Drop for NbdServer {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.0.kill();
