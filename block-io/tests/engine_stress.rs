@@ -189,6 +189,40 @@ async fn dropped_futures_harm_nobody() {
     }
 }
 
+/// Flushes come back by way of other threads, which tell of it while completions are being taken.
+#[test]
+fn no_end_of_a_request_is_missed_between_writes_and_flushes() {
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for engine in [Engine::Near, Engine::NearAlone] {
+            runtime.block_on(storm(engine));
+        }
+        done.send(()).unwrap();
+    });
+    // A thread that turns in a circle can tell nobody.
+    wait.recv_timeout(Duration::from_secs(120)).expect("the thread of the ring hangs");
+}
+
+async fn storm(engine: Engine) {
+    let dir = real_dir();
+    let path = dir.path().join("image");
+    sparse(&path, 4 << 20);
+    let device = open(&path, options(engine, true)).unwrap();
+    let data = AlignedBuf::copy_of(&[5; 4096]).freeze();
+    let end = Instant::now() + Duration::from_secs(1);
+    // All of a round ends before the next one: the last to end has nobody after it.
+    for round in 0.. {
+        if Instant::now() > end {
+            break;
+        }
+        let writes = (0..round % 4).map(|i| device.write(i * 4096, vec![data.clone()]));
+        let ended = futures::future::join(device.flush(), futures::future::try_join_all(writes));
+        let (flushed, written) = ended.await;
+        flushed.and(written).unwrap();
+    }
+}
+
 /// The devices of a test may go away while its requests are in flight.
 #[tokio::test]
 async fn a_closed_device_is_closed_after_its_last_request() {

@@ -56,6 +56,8 @@ const QUICK: Duration = Duration::from_micros(250);
 /// After a slower one none is tried for so many times as long, so that slow ones take a thousandth
 /// of the thread's time at most.
 const PAUSES: u32 = 1000;
+/// The kernel is asked so many times for completions that it says to have, and one call gives some.
+const FRUITLESS: u32 = 8;
 
 /// The ring of one device.
 pub(crate) struct Near {
@@ -235,16 +237,51 @@ impl Drop for Driver {
     }
 }
 
+/// What there is to do in the kernel.
+struct Due {
+    to_submit: bool,
+    /// The kernel says that completions wait until somebody asks for them.
+    work_waits: bool,
+    /// Completions that can be taken.
+    completions: usize,
+}
+
+/// The kernel's side of a ring.
+trait Kernel {
+    fn due(&mut self) -> Due;
+    /// Enters it once; false when it has to be tried again.
+    fn enter(&mut self) -> io::Result<bool>;
+}
+
+impl Kernel for Table {
+    fn due(&mut self) -> Due {
+        let completions = self.ring.completion().len();
+        let queue = self.ring.submission();
+        Due { to_submit: !queue.is_empty(), work_waits: queue.taskrun(), completions }
+    }
+
+    fn enter(&mut self) -> io::Result<bool> {
+        match self.ring.submit() {
+            Ok(_) => Ok(true),
+            Err(error) => retry(error).map(|()| false),
+        }
+    }
+}
+
 /// Submits what is in the submission queue, and lets the kernel finish what is complete.
-fn enter(table: &mut Table) -> io::Result<()> {
+///
+/// That work waits is not to be believed for ever: the kernel hands the work over first and says so
+/// then, and when this thread has taken the work in between, the flag stays until the next one.
+fn enter(kernel: &mut impl Kernel) -> io::Result<()> {
+    let mut fruitless = 0;
     loop {
-        let queue = table.ring.submission();
-        if queue.is_empty() && !queue.taskrun() {
+        let due = kernel.due();
+        if !due.to_submit && (!due.work_waits || fruitless == FRUITLESS) {
             return Ok(());
         }
-        drop(queue);
-        if let Err(error) = table.ring.submit() {
-            retry(error)?;
+        if kernel.enter()? {
+            let more = kernel.due().completions > due.completions;
+            fruitless = if more { 0 } else { fruitless + 1 };
         }
     }
 }
@@ -274,6 +311,39 @@ fn finish(mut table: Table) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Gives up to 20 completions a call, as Linux does; its flag may stay for ever.
+    struct Pretended {
+        waiting: usize,
+        stale: bool,
+        completions: usize,
+        calls: usize,
+    }
+
+    impl Kernel for Pretended {
+        fn due(&mut self) -> Due {
+            let Self { waiting, stale, completions, .. } = *self;
+            Due { to_submit: self.calls == 0, work_waits: waiting > 0 || stale, completions }
+        }
+
+        fn enter(&mut self) -> io::Result<bool> {
+            let given = self.waiting.min(20);
+            self.waiting -= given;
+            self.completions += given;
+            self.calls += 1;
+            assert!(self.calls < 100, "the thread turns in a circle");
+            Ok(self.calls != 1)
+        }
+    }
+
+    #[test]
+    fn all_completions_are_asked_for_and_a_flag_that_stays_is_not_believed() {
+        for (waiting, stale) in [(0, false), (1, false), (128, false), (0, true), (128, true)] {
+            let mut kernel = Pretended { waiting, stale, completions: 0, calls: 0 };
+            enter(&mut kernel).unwrap();
+            assert_eq!((kernel.waiting, kernel.completions), (0, waiting), "{stale}");
+        }
+    }
 
     #[test]
     fn a_slow_flush_is_not_waited_for_again_soon() {
