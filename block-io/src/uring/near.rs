@@ -51,11 +51,14 @@ const _: () = assert!(DEVICE_DEPTH <= RING_ENTRIES as usize);
 const NO_KEY: u64 = u64::MAX;
 /// How long the end of a runtime waits for what is in flight.
 const END: Duration = Duration::from_secs(5);
-/// What a flush may take while its thread can do nothing else.
+/// What a flush may take, on average, while its thread can do nothing else.
 const QUICK: Duration = Duration::from_micros(250);
-/// After a slower one none is tried for so many times as long, so that slow ones take a thousandth
-/// of the thread's time at most.
-const PAUSES: u32 = 1000;
+/// How many flushes that is the average of, about: one that takes a few milliseconds among quick
+/// ones is no matter.
+const AVERAGED: u32 = 16;
+/// On a slower disk one is tried after so many times as long as the last one took: slow ones have a
+/// hundredth of the thread's time at most.
+const PAUSES: u32 = 100;
 /// The kernel is asked so many times for completions that it says to have, and one call gives some.
 const FRUITLESS: u32 = 8;
 
@@ -133,18 +136,21 @@ fn shared_ring() -> io::Result<(IoUring, bool)> {
 /// Whether flushes are worth waiting for on the spot.
 #[derive(Debug, Default)]
 struct Spot {
-    /// The last one was slow.
+    /// What they took of late.
+    average: Duration,
+    /// When the next one is tried if that is too long.
     not_before: Option<Instant>,
 }
 
 impl Spot {
     fn is_open(&self, now: Instant) -> bool {
-        self.not_before.is_none_or(|then| then <= now)
+        self.average <= QUICK || self.not_before.is_none_or(|then| then <= now)
     }
 
     /// A flush has ended.
     fn took(&mut self, time: Duration, now: Instant) {
-        self.not_before = (time > QUICK).then(|| now + time * PAUSES);
+        self.average = (self.average * (AVERAGED - 1) + time) / AVERAGED;
+        self.not_before = Some(now + time * PAUSES);
     }
 }
 
@@ -346,15 +352,21 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_flush_is_not_waited_for_again_soon() {
+    fn flushes_are_waited_for_where_they_are_quick() {
+        let (quick, slow) = (Duration::from_micros(60), Duration::from_millis(10));
         let (mut spot, now) = (Spot::default(), Instant::now());
         assert!(spot.is_open(now));
-        spot.took(Duration::from_micros(60), now);
-        assert!(spot.is_open(now), "as quick as the next one may be");
-        spot.took(Duration::from_millis(10), now);
-        assert!(!spot.is_open(now + Duration::from_secs(9)));
-        assert!(spot.is_open(now + Duration::from_secs(10)));
-        spot.took(Duration::from_micros(60), now);
+        for _ in 0..100 {
+            spot.took(quick, now);
+        }
+        spot.took(Duration::from_millis(3), now);
+        assert!(spot.is_open(now), "the next one is quick, probably");
+        spot.took(slow, now);
+        assert!(!spot.is_open(now + slow * 99));
+        assert!(spot.is_open(now + slow * 100), "one is tried");
+        for _ in 0..100 {
+            spot.took(quick, now);
+        }
         assert!(spot.is_open(now), "the disk is quick again");
     }
 }
