@@ -44,7 +44,7 @@ impl NbdServer {
     /// nbdkit with an image in which nothing is kept: every request is done at once.
     pub(super) fn null(bytes: u64, socket: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new("nbdkit");
-        command.arg("--foreground").arg("--unix").arg(socket);
+        command.args(["--foreground", "--log=null", "--unix"]).arg(socket);
         Self::start(command.args(["null", &format!("size={bytes}")]), socket)
     }
 
