@@ -325,3 +325,30 @@ pub(crate) fn merged(
         Ok(record)
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use block_io::sim::SimDisk;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[tokio::test]
+    async fn a_request_begins_when_it_is_given_though_another_has_just_ended() {
+        let mut writer = ImageWriter::new(SimDisk::new("image", 1 << 20, 512), "v");
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let first = async move {
+            let _ = ended.await;
+            Ok(())
+        };
+        writer.start(Box::pin(first)).await.unwrap();
+        end.send(()).unwrap();
+        let begun = Arc::new(AtomicBool::new(false));
+        let here = begun.clone();
+        let second = async move {
+            here.store(true, Ordering::Relaxed);
+            std::future::pending().await
+        };
+        writer.start(Box::pin(second)).await.unwrap();
+        assert!(begun.load(Ordering::Relaxed), "it waits for nobody");
+    }
+}

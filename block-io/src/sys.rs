@@ -1,5 +1,5 @@
-//! System calls that neither std nor nix wraps: block device ioctls and `statx` for direct I/O, reads
-//! that do not wait.
+//! System calls that neither std nor nix wraps: block device ioctls, `statx` for direct I/O, and
+//! reads that do not wait.
 #![expect(unsafe_code, reason = "raw system calls")]
 
 use std::fs::File;

@@ -17,9 +17,9 @@
 //! then waits until the ring's task asks for it: otherwise the kernel interrupts the thread, which
 //! may sleep, once to finish the request and once to say so.
 //!
-//! A flush goes to a thread of the kernel and comes back through it, which takes longer than a quick
-//! disk takes to flush. Where the runtime works for this device alone and nothing else is in flight
-//! the ring's task flushes by itself ([`Spot`]).
+//! A flush goes to a thread of the kernel and comes back through it, which takes longer than a
+//! quick disk takes to flush. Where the runtime works for this device alone and nothing else is in
+//! flight the ring's task flushes by itself ([`Spot`]).
 //!
 //! Invariant: as in the engine thread, what a request refers to is owned by the ring's task from
 //! submission to completion. A device that is closed before leaves it to that task, which ends
