@@ -147,3 +147,18 @@ async fn a_flush_or_a_write_that_fails_ends_the_backup_though_more_arrives() {
         assert_eq!(progress(&backup.dir), Some(0), "{access:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_counts_only_when_its_last_bytes_are_flushed() {
+    let image: Vec<u8> = image().into_iter().take(9 * PIECE).collect();
+    // The first flush is of the progress.
+    let held = held(Access::Flush, 1, Then::Wait);
+    let mut backup = Backup::begun(&held.images, &image, image.len()).await;
+    backup.sender.send(full(full_end(0, 0))).await.unwrap();
+    let flushes = held.flushes.clone();
+    until("the last flush", || async { (flushes.load(Ordering::SeqCst) == 2).then_some(()) }).await;
+    assert!(!backup.reply.is_finished(), "it counts before its flush has ended");
+    held.gate.add_permits(1);
+    backup.reply.await.unwrap().unwrap();
+    same(&backup.client.restored(0).await, &image, "the backup");
+}
