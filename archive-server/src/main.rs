@@ -5,6 +5,10 @@ use archive_server::{ServeArgs, serve};
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
+/// What one thread allocates another one frees.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The archive role of walb: keeps base images and wdiffs, restores any snapshot
 #[derive(Parser)]
 #[command(version)]

@@ -22,6 +22,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 
+/// As in the programs: the device role and the reader of a log run in this one.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measure walb against other programs, row by row.
 #[derive(Debug, Parser)]
 #[command(name = "compare", version)]

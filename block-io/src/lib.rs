@@ -11,7 +11,6 @@
 //! - [`device`]: the trait that every role does its I/O through, and its error conventions.
 //! - [`open`], [`probe()`], [`grow`]: files and block devices of the host.
 //! - [`sim`]: a disk in memory that loses, tears, fails and hangs on request.
-//! - [`memory`]: how the heap of a short-lived program behaves.
 //! - [`nbd`]: serves volumes to NBD clients.
 //!
 //! Invariants:
@@ -26,7 +25,6 @@ pub mod buffer;
 pub mod device;
 mod extents;
 mod file;
-pub mod memory;
 pub mod nbd;
 mod probe;
 mod request;

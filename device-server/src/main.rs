@@ -6,6 +6,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use device_server::{EndOverwriteArgs, ServeArgs, end_overwrite, serve};
 
+/// What one thread allocates another one frees.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The logging block device of walb: every write goes to a log first, from which it is backed up.
 #[derive(Debug, Parser)]
 #[command(name = "walb-device", version, arg_required_else_help = true)]

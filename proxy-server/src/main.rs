@@ -5,6 +5,10 @@ use clap::{Parser, Subcommand};
 use proxy_server::{ServeArgs, serve};
 use std::process::ExitCode;
 
+/// What one thread allocates another one frees.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The proxy role of walb: turns wlogs into wdiffs, stages them, fans them out to archives.
 #[derive(Parser)]
 #[command(name = "walb-proxy", version)]

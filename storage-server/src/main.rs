@@ -7,6 +7,10 @@ use clap::{Parser, Subcommand};
 use server_kit::role::run_main;
 use storage_server::serve::{ServeArgs, serve};
 
+/// What one thread allocates another one frees.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The storage role of walb: follows log devices, ships logs to proxies, runs backups
 #[derive(Parser)]
 #[command(name = "walb-storage", version)]

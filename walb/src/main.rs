@@ -14,6 +14,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use server_kit::role::run_main;
 
+/// What one thread allocates another one frees.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Continuous backup of block devices.
 #[derive(Debug, Parser)]
 #[command(name = "walb", version, subcommand_required = true, arg_required_else_help = true)]
@@ -43,9 +47,6 @@ enum Command {
 
 impl Command {
     fn run(self) -> ExitCode {
-        if matches!(self, Self::Ldev(_) | Self::Wlog(_) | Self::Wdiff(_)) {
-            block_io::memory::keep_freed();
-        }
         let result = match self {
             Self::Role(role) => return role.run(),
             Self::Up(args) => return run_main(false, |shutdown| up::run(args, shutdown)),

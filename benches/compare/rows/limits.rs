@@ -165,8 +165,9 @@ pub(super) fn converted<'a>(
     }))
 }
 
-/// What is visible of wdiffs, oldest first, read, summed and written to a new file; what is cut or
-/// stored otherwise is decompressed and compressed before.
+/// What is visible of wdiffs, oldest first, read, summed and written to a new file. What is whole is
+/// seen to be sound before, as a merge that decompresses it would; what is cut or stored otherwise
+/// is decompressed and compressed.
 pub(super) fn merged<'a>(
     wdiffs: &[PathBuf],
     pieces: Pieces,
@@ -183,7 +184,9 @@ pub(super) fn merged<'a>(
             let mut pieces = Vec::with_capacity(images.len());
             for (stored, visible) in images {
                 check(stored, &visible.image)?;
-                if visible.is_whole() && visible.image.compression == compression.kind() {
+                let StoredImage { compression: kind, .. } = visible.image;
+                if visible.is_whole() && kind == compression.kind() {
+                    codec.look(kind, stored, raw_bytes(&visible.image))?;
                     pieces.push(stored.clone());
                     continue;
                 }
@@ -229,6 +232,9 @@ fn check(stored: &[u8], image: &StoredImage) -> anyhow::Result<()> {
 }
 
 fn uncompressed(codec: &mut Codec, stored: &Bytes, image: &StoredImage) -> anyhow::Result<Bytes> {
-    let raw_bytes = to_usize(Lb(image.blocks.into()).bytes());
-    Ok(codec.decompress(image.compression, stored, raw_bytes)?)
+    Ok(codec.decompress(image.compression, stored, raw_bytes(image))?)
+}
+
+fn raw_bytes(image: &StoredImage) -> usize {
+    to_usize(Lb(image.blocks.into()).bytes())
 }

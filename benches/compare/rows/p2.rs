@@ -75,7 +75,10 @@ fn merge(
     let sides = vec![
         Side::ours(throughput(merge, bytes, &ours)),
         Side::peer("wdiff-merge", at_least, peer),
-        Side::limit("read, summed, recoded where cut and written, nothing else, all cores", least),
+        Side::limit(
+            "read, summed, looked at, recoded where cut and written, nothing else, all cores",
+            least,
+        ),
     ];
     bench.measure(case, sides)?;
     if theirs.exists() {

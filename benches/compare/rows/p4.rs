@@ -5,6 +5,7 @@
 //! it (P14).
 
 use std::fs::File;
+use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,13 +13,15 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use benches::{LogShape, Payload};
 use block_io::{OpenOptions, open};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use storage_server::budget::Budget;
 use storage_server::log::Log;
 use storage_server::reader::{DEPTH, PackReader, READ_BYTES};
 use tests::outside::LoopDevice;
 use tokio::runtime::Runtime;
+use wlog_format::checksum::checksum;
 use wlog_format::stream::WlogReader;
-use wlog_format::units::{BlockSize, LogUuid, Lsid};
+use wlog_format::units::{BlockSize, LogUuid, Lsid, Salt, to_usize};
 
 use super::files::{make_wlog, name, text};
 use super::programs::{Measured, fill, fio_on, have};
@@ -103,7 +106,12 @@ fn read(bench: &mut Bench, place: Place, size: &str, io_bytes: usize) -> anyhow:
     });
     let runtime = Runtime::new()?;
     let ours: Run<'_> = Box::new(|| runtime.block_on(written.read(path)));
-    let sides = vec![Side::ours(ours), Side::peer("fio", 0.95, Some(theirs))];
+    let least: Run<'_> = Box::new(|| runtime.block_on(summed(path, written.bytes())));
+    let sides = vec![
+        Side::ours(ours),
+        Side::peer("fio", 0.95, Some(theirs)),
+        Side::limit("read through io_uring and summed, nothing else", least),
+    ];
     bench.measure(case, sides)
 }
 
@@ -142,6 +150,21 @@ fn write_log(
     let uuid = WlogReader::new(File::open(wlog)?)?.header().uuid;
     std::fs::remove_file(wlog)?;
     Ok(Written { uuid, begin, end })
+}
+
+/// Reads and sums the start of the device without asking what it is.
+async fn summed(device: &Path, bytes: u64) -> anyhow::Result<Sample> {
+    let start = Instant::now();
+    let device = open(device, OpenOptions::read_only())?;
+    let offsets = (0..bytes / READ_BYTES).map(|number| number * READ_BYTES);
+    let reads = offsets.map(|offset| device.read(offset, to_usize(READ_BYTES)));
+    let mut reads = stream::iter(reads).buffered(DEPTH);
+    let mut read = 0;
+    while let Some(piece) = reads.try_next().await? {
+        black_box(checksum(&piece, Salt(0)));
+        read += piece.len() as u64;
+    }
+    Ok(Sample::throughput(read, start))
 }
 
 impl Written {

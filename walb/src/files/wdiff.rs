@@ -177,18 +177,17 @@ fn open(path: &Path) -> anyhow::Result<WdiffReader> {
 
 /// Opens wdiffs, oldest first, as one that is read ahead.
 fn open_merged(paths: &[PathBuf], max_io: MaxIo, pieces: Pieces) -> anyhow::Result<Ahead> {
-    merged(open_all(paths)?, max_io, pieces)
+    read_ahead(merged(open_all(paths)?, max_io, pieces)?)
 }
 
 fn open_all(paths: &[PathBuf]) -> anyhow::Result<Vec<WdiffReader>> {
     paths.iter().map(|path| open(path)).collect()
 }
 
-/// Wdiffs, oldest first, as one that is read ahead.
-fn merged(wdiffs: Vec<WdiffReader>, max_io: MaxIo, pieces: Pieces) -> anyhow::Result<Ahead> {
+/// Wdiffs, oldest first, as one.
+fn merged(wdiffs: Vec<WdiffReader>, max_io: MaxIo, pieces: Pieces) -> anyhow::Result<Merger> {
     let inputs = wdiffs.into_iter().map(|wdiff| Box::new(wdiff) as Records).collect();
-    let merged = Merger::new(inputs, max_io, pieces).context("cannot read wdiff")?;
-    read_ahead(merged)
+    Merger::new(inputs, max_io, pieces).context("cannot read wdiff")
 }
 
 /// Reads and checks records beside what is done with them.

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
-use wdiff_format::ahead::Ahead;
 use wdiff_format::indexed_reader::IndexedReader;
 use wdiff_format::io_at::ReadObject;
-use wdiff_format::merge::Pieces;
+use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::WdiffReader;
 use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, RedoStat, redo, redo_indexed};
 use wdiff_format::split::MaxIo;
@@ -73,7 +72,8 @@ pub(super) fn run(args: &RedoArgs) -> anyhow::Result<()> {
 enum Inputs {
     /// One wdiff, in whatever order is the fastest.
     Indexed(IndexedReader<ReadObject>),
-    Merged(Ahead),
+    /// Read by the threads that write, a portion each in turn.
+    Merged(Merger),
 }
 
 impl Inputs {
