@@ -165,9 +165,9 @@ pub(super) fn converted<'a>(
     }))
 }
 
-/// What is visible of wdiffs, oldest first, read, summed and written to a new file. What is whole is
-/// seen to be sound before, as a merge that decompresses it would; what is cut or stored otherwise
-/// is decompressed and compressed.
+/// What is visible of wdiffs, oldest first, read, summed and written to a new file. What is whole
+/// is seen to be sound before, as a merge has to; what is cut or stored otherwise is decompressed
+/// and compressed.
 pub(super) fn merged<'a>(
     wdiffs: &[PathBuf],
     pieces: Pieces,
