@@ -10,6 +10,7 @@ use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status as Zli
 use liblzma::stream::{Action, Check, Filters, LzmaOptions, Status as XzStatus, Stream};
 use lz4_flex::block::{self as lz4, CompressTable};
 use wlog_format::checksum::checksum;
+use wlog_format::reuse::Reuse;
 use wlog_format::units::Salt;
 
 use crate::compression::{Compression, CompressionKind};
@@ -24,6 +25,8 @@ const XZ_DICTIONARY_MAX_BYTES: u32 = 8 << 20;
 
 /// Compressed data that shares one allocation; a result keeps as much from being freed.
 const ROOM_BYTES: usize = 64 << 10;
+/// Memory of large results that waits for them to be dropped.
+const REUSE_BYTES: usize = 4 << 20;
 
 /// Data as it lies in a file: compressed, with the checksum of the compressed bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +67,10 @@ pub enum CodecError {
 /// One thread's compressor and decompressors.
 pub struct Codec {
     compression: Compression,
-    scratch: Vec<u8>,
+    /// What was compressed last lies at its start.
+    scratch: BytesMut,
+    /// Where the next `scratch` comes from.
+    reuse: Reuse,
     /// Room for compressed data, which small results share: an allocation for each costs more than
     /// the copy.
     room: BytesMut,
@@ -89,7 +95,8 @@ impl Codec {
     pub fn new(compression: Compression) -> Self {
         Self {
             compression,
-            scratch: Vec::new(),
+            scratch: BytesMut::new(),
+            reuse: Reuse::new(REUSE_BYTES),
             room: BytesMut::new(),
             snappy: snap::raw::Encoder::new(),
             unsnappy: snap::raw::Decoder::new(),
@@ -125,17 +132,28 @@ impl Codec {
         let kind = self.compression.kind();
         let failed = |reason: String| CodecError::Compress { kind, raw_bytes: raw.len(), reason };
         let compressed_len = self.compress_to_scratch(raw).map_err(failed)?;
-        let smaller = compressed_len.filter(|&len| len < raw.len());
-        let Some(compressed) = smaller.and_then(|len| self.scratch.get(..len)) else {
+        let Some(len) = compressed_len.filter(|&len| len < raw.len()) else {
             let checksum = raw_checksum.unwrap_or_else(|| checksum(raw, Salt(0)));
             return Ok(Stored { kind: CompressionKind::None, bytes: raw.clone(), checksum });
         };
-        if self.room.capacity() < compressed.len() {
-            self.room = BytesMut::with_capacity(compressed.len().max(ROOM_BYTES));
-        }
-        self.room.extend_from_slice(compressed);
-        let bytes = self.room.split().freeze();
+        let bytes = self.taken_from_scratch(len);
         Ok(Stored { kind, checksum: checksum(&bytes, Salt(0)), bytes })
+    }
+
+    /// The first `len` bytes of `scratch`, which it has. Large data is not copied; little data does
+    /// not keep all of `scratch`.
+    fn taken_from_scratch(&mut self, len: usize) -> Bytes {
+        if len >= ROOM_BYTES && len >= self.scratch.len() / 4 {
+            let whole = std::mem::take(&mut self.scratch).freeze();
+            let bytes = whole.slice(..len);
+            self.reuse.put(whole);
+            return bytes;
+        }
+        if self.room.capacity() < len {
+            self.room = BytesMut::with_capacity(len.max(ROOM_BYTES));
+        }
+        self.room.extend_from_slice(self.scratch.split_at(len).0);
+        self.room.split().freeze()
     }
 
     /// Leaves the compressed data in `scratch` and says how long it is; `None` when it would not
@@ -145,17 +163,29 @@ impl Codec {
             CompressionKind::None => Ok(None),
             CompressionKind::Gzip => self.gzip(raw),
             CompressionKind::Snappy => {
-                let scratch = grow(&mut self.scratch, snap::raw::max_compress_len(raw.len()));
+                let scratch = grow(
+                    &mut self.scratch,
+                    &mut self.reuse,
+                    snap::raw::max_compress_len(raw.len()),
+                );
                 self.snappy.compress(raw, scratch).map(Some).map_err(text)
             }
             CompressionKind::Lzma => self.xz(raw),
             CompressionKind::Lz4 => {
-                let scratch = grow(&mut self.scratch, lz4::get_maximum_output_size(raw.len()));
+                let scratch = grow(
+                    &mut self.scratch,
+                    &mut self.reuse,
+                    lz4::get_maximum_output_size(raw.len()),
+                );
                 let table = self.lz4_table.get_or_insert_with(CompressTable::large);
                 lz4::compress_into_with_table(raw, scratch, table).map(Some).map_err(text)
             }
             CompressionKind::Zstd => {
-                let scratch = grow(&mut self.scratch, zstd::zstd_safe::compress_bound(raw.len()));
+                let scratch = grow(
+                    &mut self.scratch,
+                    &mut self.reuse,
+                    zstd::zstd_safe::compress_bound(raw.len()),
+                );
                 let zstd = match &mut self.zstd {
                     Some(zstd) => zstd,
                     none => {
@@ -169,7 +199,7 @@ impl Codec {
     }
 
     fn gzip(&mut self, raw: &[u8]) -> Result<Option<usize>, String> {
-        let scratch = grow(&mut self.scratch, raw.len());
+        let scratch = grow(&mut self.scratch, &mut self.reuse, raw.len());
         let level = self.compression.effective_level().unsigned_abs();
         let zlib =
             self.zlib.get_or_insert_with(|| Compress::new(flate2::Compression::new(level), true));
@@ -182,7 +212,7 @@ impl Codec {
     }
 
     fn xz(&mut self, raw: &[u8]) -> Result<Option<usize>, String> {
-        let scratch = grow(&mut self.scratch, raw.len());
+        let scratch = grow(&mut self.scratch, &mut self.reuse, raw.len());
         let preset = self.compression.effective_level().unsigned_abs();
         let mut options = LzmaOptions::new_preset(preset).map_err(text)?;
         // A dictionary larger than the data costs memory and time, and gains nothing.
@@ -253,7 +283,7 @@ impl Codec {
     }
 
     fn unzstd_to_scratch(&mut self, stored: &[u8], raw_bytes: usize) -> bool {
-        let scratch = grow(&mut self.scratch, raw_bytes);
+        let scratch = grow(&mut self.scratch, &mut self.reuse, raw_bytes);
         let Ok(unzstd) = unzstd_of(&mut self.unzstd) else { return false };
         unzstd.decompress_to_buffer(stored, scratch).is_ok_and(|len| len == raw_bytes)
     }
@@ -318,9 +348,30 @@ fn text(error: impl ToString) -> String {
 }
 
 /// A buffer of `len` bytes whose old content does not matter.
-fn grow(scratch: &mut Vec<u8>, len: usize) -> &mut [u8] {
+fn grow<'a>(scratch: &'a mut BytesMut, reuse: &mut Reuse, len: usize) -> &'a mut [u8] {
     if scratch.len() < len {
-        scratch.resize(len, 0);
+        *scratch = reuse.take(len);
     }
     scratch.split_at_mut(len).0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_result_is_not_copied_and_a_small_one_keeps_little_memory() {
+        let noise = |i: u32| i.wrapping_mul(2_654_435_761).to_le_bytes();
+        let half: Vec<u8> = (0..1 << 16).flat_map(noise).chain(vec![7; 1 << 18]).collect();
+        let mut codec = Codec::new(Compression::SNAPPY);
+        let large = codec.compress(&Bytes::from(half)).unwrap().bytes;
+        assert!(codec.scratch.is_empty(), "it is the result's");
+        assert!(large.len() > ROOM_BYTES);
+        let small = codec.compress(&Bytes::from(vec![7; 1 << 20])).unwrap().bytes;
+        assert!(small.len() < ROOM_BYTES && !codec.scratch.is_empty());
+        // It shares room with the results to come.
+        drop(codec);
+        let kept = small.try_into_mut().map_or(usize::MAX, |kept| kept.capacity());
+        assert!(kept <= ROOM_BYTES, "{kept}");
+    }
 }

@@ -18,6 +18,7 @@
 //! | [`pack`] | pack headers and records; [`pack::PackBuilder`] makes them by the ring rules |
 //! | [`stream`] | bytes to packs ([`stream::PackDecoder`]), wlog files |
 //! | [`redo`] | what a redo does with each pack, without doing it |
+//! | [`reuse`] | memory for large data, used again without being cleared |
 //!
 //! Invariants:
 //! - A [`pack::PackHeader`] in hand is consistent: every check of §4.4 was passed, or it was built.
@@ -30,6 +31,7 @@
 pub mod checksum;
 pub mod pack;
 pub mod redo;
+pub mod reuse;
 pub mod ring;
 pub mod stream;
 pub mod superblock;

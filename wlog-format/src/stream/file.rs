@@ -1,13 +1,13 @@
 //! Wlogs in files and pipes.
 
-use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::decoder::{DecodeError, Pack, PackDecoder};
 use super::header::{HEADER_BYTES, WlogHeader, WlogHeaderError};
 use crate::pack::encode_terminator;
+use crate::reuse::Reuse;
 use crate::units::{LogUuid, Lsid};
 
 /// Why a wlog cannot be read.
@@ -66,43 +66,8 @@ pub enum WlogError {
 /// processor's cache when it is checked.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Memory that waits for its pieces to be dropped; what waits longer is not used again.
+/// Chunks that wait for their pieces to be dropped.
 const REUSE_BYTES: usize = 16 << 20;
-
-/// The last chunks, oldest first. Once all pieces of a chunk are dropped it takes new data: memory
-/// that is overwritten as a whole need not be cleared for that.
-#[derive(Debug, Default)]
-struct Reuse {
-    chunks: VecDeque<Bytes>,
-    bytes: usize,
-}
-
-impl Reuse {
-    /// Memory of `wanted` bytes or more.
-    fn take(&mut self, wanted: usize) -> BytesMut {
-        if let Some(oldest) = self.chunks.pop_front() {
-            let len = oldest.len();
-            match oldest.try_into_mut() {
-                Ok(free) => {
-                    self.bytes -= len;
-                    if len >= wanted {
-                        return free;
-                    }
-                }
-                Err(in_use) => self.chunks.push_front(in_use),
-            }
-        }
-        BytesMut::zeroed(wanted)
-    }
-
-    fn put(&mut self, chunk: Bytes) {
-        self.bytes += chunk.len();
-        self.chunks.push_back(chunk);
-        while self.bytes > REUSE_BYTES {
-            self.bytes -= self.chunks.pop_front().map_or(self.bytes, |chunk| chunk.len());
-        }
-    }
-}
 
 /// Bytes read ahead in large chunks, handed out in pieces that share the chunk's memory.
 #[derive(Debug)]
@@ -175,7 +140,7 @@ impl<R: Read> WlogReader<R> {
     /// # Errors
     /// When there is no sound one.
     pub fn new(inner: R) -> Result<Self, WlogError> {
-        let (ahead, reuse) = (Bytes::new(), Reuse::default());
+        let (ahead, reuse) = (Bytes::new(), Reuse::new(REUSE_BYTES));
         let mut source = Source { inner, ahead, reuse, position: 0 };
         let header = WlogHeader::decode(&source.header()?)
             .map_err(|source| WlogError::Header { at: 0, source })?;
@@ -310,31 +275,5 @@ impl<W: Write> WlogWriter<W> {
         self.target.write_all(&encode_terminator(self.header.block_size, self.header.salt))?;
         self.target.flush()?;
         Ok(self.target)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_used_again_once_its_pieces_are_gone_and_little_of_it_waits() {
-        const CHUNK: usize = 1 << 20;
-        let mut reuse = Reuse::default();
-        let mut kept = Vec::new();
-        for number in 0..64 {
-            let mut chunk = reuse.take(CHUNK);
-            chunk.fill(number);
-            let chunk = chunk.freeze();
-            kept.push(chunk.slice(1..3));
-            reuse.put(chunk);
-            assert!(reuse.bytes <= REUSE_BYTES);
-        }
-        assert_eq!(reuse.chunks.len(), REUSE_BYTES / CHUNK, "what is in use for long is let go");
-        assert!((0..64).zip(&kept).all(|(number, piece)| piece[..] == [number, number]));
-        drop(kept);
-        assert_eq!(reuse.take(CHUNK)[..2], [48, 48], "the oldest that waits, as it was left");
-        assert_eq!(reuse.take(CHUNK + 1)[..2], [0, 0], "one that is too small is let go");
-        assert_eq!(reuse.bytes, REUSE_BYTES - 2 * CHUNK);
     }
 }
