@@ -25,7 +25,7 @@ const XZ_DICTIONARY_MAX_BYTES: u32 = 8 << 20;
 
 /// Compressed data that shares one allocation; a result keeps as much from being freed.
 const ROOM_BYTES: usize = 64 << 10;
-/// Memory of large results that waits for them to be dropped.
+/// Memory that waits for the results in it to be dropped.
 const REUSE_BYTES: usize = 4 << 20;
 
 /// Data as it lies in a file: compressed, with the checksum of the compressed bytes.
@@ -69,7 +69,7 @@ pub struct Codec {
     compression: Compression,
     /// What was compressed last lies at its start.
     scratch: BytesMut,
-    /// Where the next `scratch` comes from.
+    /// Where the next `scratch` comes from, and memory for others.
     reuse: Reuse,
     /// Room for compressed data, which small results share: an allocation for each costs more than
     /// the copy.
@@ -242,24 +242,53 @@ impl Codec {
         let raw = match kind {
             CompressionKind::None => stored.clone(),
             CompressionKind::Gzip => self.ungzip(stored, raw_bytes).map_err(failed)?,
-            CompressionKind::Snappy => {
-                let mut raw = vec![0; raw_bytes];
-                let len = self.unsnappy.decompress(stored, &mut raw).map_err(text);
-                shortened(raw, len.map_err(failed)?)
-            }
             CompressionKind::Lzma => unxz(stored, raw_bytes).map_err(failed)?,
-            CompressionKind::Lz4 => {
-                let mut raw = vec![0; raw_bytes];
-                let len = lz4::decompress_into(stored, &mut raw).map_err(text);
-                shortened(raw, len.map_err(failed)?)
-            }
             CompressionKind::Zstd => self.unzstd(stored, raw_bytes).map_err(failed)?,
+            CompressionKind::Snappy | CompressionKind::Lz4 => {
+                let mut raw = vec![0; raw_bytes];
+                self.decompress_into(kind, stored, &mut raw)?;
+                Bytes::from(raw)
+            }
         };
         if raw.len() == raw_bytes {
             Ok(raw)
         } else {
             Err(failed(format!("it gives {} bytes", raw.len())))
         }
+    }
+
+    /// [`Codec::decompress`] to memory that is there, which it must fill.
+    ///
+    /// # Errors
+    /// `stored` is not an encoding of as many bytes.
+    pub fn decompress_into(
+        &mut self,
+        kind: CompressionKind,
+        stored: &Bytes,
+        raw: &mut [u8],
+    ) -> Result<(), CodecError> {
+        let raw_bytes = raw.len();
+        let failed = |reason: String| CodecError::Decompress { kind, raw_bytes, reason };
+        let len = match kind {
+            CompressionKind::Snappy => self.unsnappy.decompress(stored, raw).map_err(text),
+            CompressionKind::Lz4 => lz4::decompress_into(stored, raw).map_err(text),
+            CompressionKind::Zstd => unzstd_of(&mut self.unzstd)
+                .and_then(|unzstd| unzstd.decompress_to_buffer(stored, raw))
+                .map_err(text),
+            CompressionKind::None | CompressionKind::Gzip | CompressionKind::Lzma => {
+                raw.copy_from_slice(&self.decompress(kind, stored, raw_bytes)?);
+                Ok(raw_bytes)
+            }
+        };
+        match len.map_err(failed)? {
+            len if len == raw_bytes => Ok(()),
+            len => Err(failed(format!("it gives {len} bytes"))),
+        }
+    }
+
+    /// Memory for what is read and decompressed, to be given back there.
+    pub(crate) const fn memory(&mut self) -> &mut Reuse {
+        &mut self.reuse
     }
 
     /// Sees that `stored` is an encoding of exactly `raw_bytes` bytes, for somebody who does not
@@ -336,11 +365,6 @@ fn whole_input(consumed: u64, stored: &[u8]) -> Result<(), String> {
     } else {
         Err(format!("it ends after {consumed} of {} bytes", stored.len()))
     }
-}
-
-fn shortened(mut raw: Vec<u8>, len: usize) -> Bytes {
-    raw.truncate(len);
-    Bytes::from(raw)
 }
 
 fn text(error: impl ToString) -> String {

@@ -156,6 +156,11 @@ impl<R: ReadAt> IndexedReader<R> {
         (&self.input, &self.file)
     }
 
+    /// Index records that were not handed out yet.
+    pub(crate) fn left(&self) -> usize {
+        to_usize(u64::from(self.index.n_records) - self.next)
+    }
+
     fn place(&self, offset: u64) -> Place {
         Place { file: self.file.clone(), offset }
     }

@@ -39,6 +39,7 @@ pub mod pool;
 pub mod record;
 pub mod redo;
 pub mod retention;
+mod room;
 pub mod sorted_reader;
 pub mod sorted_writer;
 pub mod split;

@@ -154,9 +154,8 @@ impl StoredImage {
         file: &Arc<str>,
         codec: &mut Codec,
     ) -> Result<Bytes, WdiffError> {
-        let place = Place { file: file.clone(), offset: self.offset };
         let mut stored = vec![0; to_usize(self.size.into())];
-        let cut = |e| short(&place, e, "the file ends inside the data of a record");
+        let cut = |e| short(&self.place(file), e, "the file ends inside the data of a record");
         input.read_exact_at(&mut stored, self.offset).map_err(cut)?;
         self.decode(&Bytes::from(stored), file, codec)
     }
@@ -168,13 +167,35 @@ impl StoredImage {
         file: &Arc<str>,
         codec: &mut Codec,
     ) -> Result<Bytes, WdiffError> {
-        let place = Place { file: file.clone(), offset: self.offset };
-        if checksum(stored, Salt(0)) != self.checksum {
-            return Err(place.damaged("the data of a record contradicts its checksum"));
-        }
+        self.check(stored, file)?;
         codec
             .decompress(self.compression, stored, self.raw_bytes())
-            .map_err(|e| place.fails(Problem::Undecodable(e)).into())
+            .map_err(|e| self.place(file).fails(Problem::Undecodable(e)).into())
+    }
+
+    /// [`StoredImage::decode`] to memory that is there, as much as it wants.
+    pub(crate) fn decode_into(
+        &self,
+        stored: &Bytes,
+        file: &Arc<str>,
+        codec: &mut Codec,
+        raw: &mut [u8],
+    ) -> Result<(), WdiffError> {
+        self.check(stored, file)?;
+        codec
+            .decompress_into(self.compression, stored, raw)
+            .map_err(|e| self.place(file).fails(Problem::Undecodable(e)).into())
+    }
+
+    fn check(&self, stored: &[u8], file: &Arc<str>) -> Result<(), WdiffError> {
+        if checksum(stored, Salt(0)) == self.checksum {
+            return Ok(());
+        }
+        Err(self.place(file).damaged("the data of a record contradicts its checksum"))
+    }
+
+    fn place(&self, file: &Arc<str>) -> Place {
+        Place { file: file.clone(), offset: self.offset }
     }
 
     /// The byte after the last one.

@@ -15,12 +15,14 @@ use bytes::Bytes;
 use wlog_format::units::to_usize;
 
 use crate::codec::Codec;
+use crate::compression::CompressionKind;
 use crate::error::WdiffError;
 use crate::indexed_reader::IndexedReader;
 use crate::io_at::ReadAt;
 use crate::locate::{Location, StoredImage};
 use crate::record::RecordKind;
 use crate::redo::{Content, DecodedRecord};
+use crate::room::{Raw, Room};
 
 /// How much is put in order, and read, at once.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +41,7 @@ struct Sizes {
 
 const SIZES: Sizes = Sizes {
     batch_records: 512 << 10,
-    run_bytes: 256 << 10,
+    run_bytes: 1 << 20,
     run_raw_bytes: 1 << 20,
     run_empty_records: 128,
     gap_bytes: 32 << 10,
@@ -82,9 +84,11 @@ impl<R: ReadAt> Runs<R> {
     /// The next records of the index, in the order of their data. Pieces that follow each other
     /// are one record again.
     fn read_batch(&mut self) -> Result<(), WdiffError> {
-        let mut batch: Vec<Location> = Vec::from_iter(self.ahead.take());
+        // Its room at once: to grow there, it would be cleared and copied several times.
+        let mut batch = Vec::with_capacity(self.reader.left().min(self.sizes.batch_records));
+        batch.extend(self.ahead.take());
         while let Some(next) = self.reader.next_location()? {
-            if batch.last_mut().is_some_and(|last| last.join(&next)) {
+            if batch.last_mut().is_some_and(|last: &mut Location| last.join(&next)) {
                 continue;
             }
             if batch.len() == self.sizes.batch_records {
@@ -155,40 +159,42 @@ impl Run {
         file: &Arc<str>,
         codec: &mut Codec,
     ) -> Result<Vec<DecodedRecord>, WdiffError> {
-        let data = self.read(input);
-        let mut decoded = Vec::with_capacity(self.records.len());
-        let mut last: Option<(StoredImage, Bytes)> = None;
-        for record in &self.records {
-            let content = match record.kind {
-                RecordKind::AllZero => Content::AllZero,
-                RecordKind::Discard => Content::Discard,
-                RecordKind::Normal => {
-                    let image = record.image;
-                    let raw = match last.take().filter(|(of, _)| *of == image) {
-                        Some((_, raw)) => raw,
-                        None => match self.part(&data, &image) {
-                            Some(stored) => image.decode(&stored, file, codec)?,
-                            // Nothing could be read: this tells where.
-                            None => image.read(input, file, codec)?,
-                        },
-                    };
-                    let piece = raw.slice(record.part());
-                    last = Some((image, raw));
-                    Content::Data(piece)
+        let data = self.read(input, codec);
+        let groups = || self.records.chunk_by(|a, b| a.kind == b.kind && a.image == b.image);
+        let mut room = Room::new(codec, self.raw_bytes);
+        let mut raws = Vec::with_capacity(self.records.len());
+        for record in groups().filter_map(|group| group.first()) {
+            let Location { kind, image, .. } = record;
+            raws.push(match (kind, self.part(&data, image)) {
+                (RecordKind::AllZero | RecordKind::Discard, _) => Raw::Apart(Bytes::new()),
+                // Nothing could be read: this tells where.
+                (_, None) => Raw::Apart(image.read(input, file, codec)?),
+                (_, Some(stored)) if image.compression == CompressionKind::None => {
+                    Raw::Apart(image.decode(&stored, file, codec)?)
                 }
-            };
-            let Location { address, blocks, .. } = *record;
-            decoded.push(DecodedRecord { address, blocks, content });
+                (_, Some(stored)) => {
+                    room.add(image.raw_bytes(), |raw| image.decode_into(&stored, file, codec, raw))?
+                }
+            });
         }
-        decoded.sort_unstable_by_key(|record| record.address);
-        Ok(decoded)
+        let room = room.done(codec);
+        codec.memory().put(data);
+        let mut all = Vec::with_capacity(self.records.len());
+        for (group, raw) in groups().zip(raws) {
+            let raw = raw.of(&room);
+            all.extend(group.iter().map(|record| decoded(record, &raw)));
+        }
+        all.sort_unstable_by_key(|record| record.address);
+        Ok(all)
     }
 
     /// All of its data; nothing when some of it cannot be read.
-    fn read(&self, input: &impl ReadAt) -> Bytes {
-        let mut data = vec![0; to_usize(self.bytes.end - self.bytes.start)];
-        match input.read_exact_at(&mut data, self.bytes.start) {
-            Ok(()) => Bytes::from(data),
+    fn read(&self, input: &impl ReadAt, codec: &mut Codec) -> Bytes {
+        let len = to_usize(self.bytes.end - self.bytes.start);
+        let mut data = codec.memory().take(len);
+        let (part, _) = data.split_at_mut(len);
+        match input.read_exact_at(part, self.bytes.start) {
+            Ok(()) => data.freeze(),
             Err(_) => Bytes::new(),
         }
     }
@@ -197,8 +203,19 @@ impl Run {
     fn part(&self, data: &Bytes, image: &StoredImage) -> Option<Bytes> {
         let from = to_usize(image.offset.checked_sub(self.bytes.start)?);
         let to = from + to_usize(image.size.into());
-        (to <= data.len()).then(|| data.slice(from..to))
+        let read = to_usize(self.bytes.end - self.bytes.start).min(data.len());
+        (to <= read).then(|| data.slice(from..to))
     }
+}
+
+/// `record` with its part of `raw`.
+fn decoded(record: &Location, raw: &Bytes) -> DecodedRecord {
+    let content = match record.kind {
+        RecordKind::AllZero => Content::AllZero,
+        RecordKind::Discard => Content::Discard,
+        RecordKind::Normal => Content::Data(raw.slice(record.part())),
+    };
+    DecodedRecord { address: record.address, blocks: record.blocks, content }
 }
 
 #[cfg(test)]

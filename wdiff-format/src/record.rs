@@ -12,6 +12,7 @@ use crate::codec::{Codec, Stored};
 use crate::compression::CompressionKind;
 use crate::error::{Place, Problem, WdiffError};
 use crate::layout::{FLAG_ALL_ZERO, FLAG_DISCARD};
+use crate::room::{Raw, Room};
 
 /// Logical blocks that one record with data may have: what fits a pack (32 MiB).
 pub const DATA_BLOCKS_MAX: u32 = 65_536;
@@ -104,6 +105,20 @@ impl Image {
                     .map_err(|e| place.clone().fails(Problem::Undecodable(e)))?;
                 Ok(raw.get_or_init(|| new).clone())
             }
+        }
+    }
+
+    /// The data, for its only user: what has to be decompressed goes to `room`.
+    fn raw_to(&self, room: &mut Room, codec: &mut Codec) -> Result<Raw, WdiffError> {
+        match &self.source {
+            Source::File { stored, place, .. } if stored.kind != CompressionKind::None => {
+                room.add(self.raw_bytes, |raw| {
+                    codec
+                        .decompress_into(stored.kind, &stored.bytes, raw)
+                        .map_err(|e| place.clone().fails(Problem::Undecodable(e)).into())
+                })
+            }
+            Source::File { .. } | Source::Memory(..) => self.raw(codec).map(Raw::Apart),
         }
     }
 
@@ -245,6 +260,21 @@ impl DiffRecord {
         let from = to_usize(Lb(data.offset.into()).bytes());
         let len = to_usize(Lb(self.blocks.into()).bytes());
         Ok(Some(raw.slice(from..from + len)))
+    }
+
+    /// [`DiffRecord::raw`] in `room`, unless it is in memory anyway or others want data of the same
+    /// image.
+    pub(crate) fn raw_to(
+        &self,
+        room: &mut Room,
+        codec: &mut Codec,
+    ) -> Result<Option<Raw>, WdiffError> {
+        match &self.payload {
+            Payload::Data(data) if self.stored().is_some() => {
+                data.image.raw_to(room, codec).map(Some)
+            }
+            _ => Ok(self.raw(codec)?.map(Raw::Apart)),
+        }
     }
 
     /// The data as it is stored, when this record is the whole of what was stored.

@@ -7,15 +7,16 @@ use crate::indexed_reader::IndexedReader;
 use crate::io_at::{ReadAt, WriteAt};
 use crate::placed::{Run, Runs};
 use crate::pool::CodecPool;
-use crate::record::DiffRecord;
+use crate::record::{DiffRecord, RecordKind};
+use crate::room::{Raw, Room};
 use bytes::Bytes;
 use std::sync::Mutex;
 use std::thread::ScopedJoinHandle;
 use wlog_format::units::Lb;
 
 /// What a thread of [`redo`] takes at once: so many records, or bytes of uncompressed data.
-const PORTION_RECORDS: usize = 128;
-const PORTION_BYTES: usize = 256 << 10;
+const PORTION_RECORDS: usize = 1024;
+const PORTION_BYTES: usize = 1 << 20;
 
 /// A record whose data is uncompressed.
 #[derive(Clone, Debug)]
@@ -47,13 +48,17 @@ impl DecodedRecord {
     }
 
     fn of(codec: &mut Codec, record: &DiffRecord) -> Result<Self, WdiffError> {
-        use crate::record::RecordKind;
-        let content = match (record.kind(), record.raw(codec)?) {
+        Ok(Self::new(record, record.raw(codec)?))
+    }
+
+    /// `record` with its data, which only a normal one has.
+    fn new(record: &DiffRecord, data: Option<Bytes>) -> Self {
+        let content = match (record.kind(), data) {
             (RecordKind::Discard, _) => Content::Discard,
             (RecordKind::Normal, Some(data)) => Content::Data(data),
             (RecordKind::Normal | RecordKind::AllZero, _) => Content::AllZero,
         };
-        Ok(Self { address: record.address, blocks: record.blocks, content })
+        Self { address: record.address, blocks: record.blocks, content }
     }
 }
 
@@ -138,10 +143,21 @@ pub fn redo(
     options: &RedoOptions,
 ) -> Result<RedoStat, WdiffError> {
     let portions = Portions { records: records.fuse() };
-    let decode = |portion: Vec<DiffRecord>, codec: &mut Codec| {
-        portion.iter().map(|record| DecodedRecord::of(codec, record)).collect()
-    };
+    let decode = |portion: Vec<DiffRecord>, codec: &mut Codec| decode_portion(&portion, codec);
     redo_portions(portions, decode, image, options)
+}
+
+fn decode_portion(
+    portion: &[DiffRecord],
+    codec: &mut Codec,
+) -> Result<Vec<DecodedRecord>, WdiffError> {
+    let mut room = Room::new(codec, portion.iter().map(DiffRecord::raw_bytes).sum());
+    let raws: Vec<_> =
+        portion.iter().map(|record| record.raw_to(&mut room, codec)).collect::<Result<_, _>>()?;
+    let room = room.done(codec);
+    let with_data =
+        |(record, raw): (_, Option<Raw>)| DecodedRecord::new(record, raw.map(|raw| raw.of(&room)));
+    Ok(portion.iter().zip(raws).map(with_data).collect())
 }
 
 /// [`redo`] of an indexed wdiff alone, whose data is read in the order in which it lies in the

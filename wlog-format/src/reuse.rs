@@ -8,6 +8,9 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
+/// Chunks have a multiple of this: those for similar data are as large as each other.
+const STEP_BYTES: usize = 64 << 10;
+
 /// The last chunks, oldest first.
 #[derive(Debug)]
 pub struct Reuse {
@@ -37,7 +40,7 @@ impl Reuse {
                 Err(in_use) => self.chunks.push_front(in_use),
             }
         }
-        BytesMut::zeroed(wanted)
+        BytesMut::zeroed(wanted.next_multiple_of(STEP_BYTES))
     }
 
     /// Takes `chunk` back once all its pieces are dropped.

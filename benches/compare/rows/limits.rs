@@ -21,13 +21,18 @@ use wdiff_format::compression::{Compression, CompressionKind};
 use wdiff_format::locate::StoredImage;
 use wdiff_format::merge::Pieces;
 use wlog_format::checksum::{checksum, unsalted};
+use wlog_format::reuse::Reuse;
 use wlog_format::units::{Lb, Salt, to_usize};
 
-use super::lying::{log_writes, visible};
+use super::lying::{Visible, log_writes, visible};
 use crate::bench::{Run, Sample};
 
 /// What is read at once, unless one piece is larger.
 const PORTION_BYTES: u64 = 256 << 10;
+/// The same where the cores write in turns: few long ones cost less than many short ones.
+const TURN_BYTES: u64 = 1 << 20;
+/// Memory that a core uses again.
+const REUSE_BYTES: usize = 4 << 20;
 /// Pieces that the kernel writes at once.
 const WRITE_PIECES: usize = 1000;
 
@@ -46,12 +51,12 @@ struct Portion<T> {
     items: Vec<(Range<usize>, T)>,
 }
 
-/// What is `placed`, which ascends, in portions.
-fn portions<T>(placed: Vec<Placed<T>>) -> Vec<Portion<T>> {
+/// What is `placed`, which ascends, in portions of so many bytes.
+fn portions<T>(placed: Vec<Placed<T>>, portion_bytes: u64) -> Vec<Portion<T>> {
     let mut portions: Vec<Portion<T>> = Vec::new();
     for Placed { file, bytes, what } in placed {
         let fits = |last: &&mut Portion<T>| {
-            last.file == file && bytes.end <= last.bytes.start + PORTION_BYTES
+            last.file == file && bytes.end <= last.bytes.start + portion_bytes
         };
         match portions.last_mut().filter(fits) {
             Some(last) => {
@@ -69,18 +74,24 @@ fn portions<T>(placed: Vec<Placed<T>>) -> Vec<Portion<T>> {
     portions
 }
 
+/// What each core has for itself.
+struct Own {
+    codec: Codec,
+    memory: Reuse,
+}
+
 /// Reads all portions, and does `work` on what lies in each, by all cores.
 fn each_portion<T: Sync>(
     files: &[File],
     portions: &[Portion<T>],
     compression: Compression,
-    work: impl Fn(&mut Codec, &[(Bytes, &T)]) -> anyhow::Result<()> + Sync,
+    work: impl Fn(&mut Own, &[(Bytes, &T)]) -> anyhow::Result<()> + Sync,
 ) -> anyhow::Result<()> {
     let next = AtomicUsize::new(0);
     let largest = portions.iter().map(|p| to_usize(p.bytes.end - p.bytes.start)).max();
     let largest = largest.unwrap_or_default();
     let run = || {
-        let mut codec = Codec::new(compression);
+        let mut own = Own { codec: Codec::new(compression), memory: Reuse::new(REUSE_BYTES) };
         let mut room = BytesMut::zeroed(largest);
         while let Some(portion) = portions.get(next.fetch_add(1, Ordering::Relaxed)) {
             let Portion { file, bytes, items } = portion;
@@ -88,7 +99,7 @@ fn each_portion<T: Sync>(
             files.get(*file).context("no such file")?.read_exact_at(part, bytes.start)?;
             let data = room.freeze();
             let items: Vec<_> = items.iter().map(|(at, t)| (data.slice(at.clone()), t)).collect();
-            work(&mut codec, &items)?;
+            work(&mut own, &items)?;
             drop(items);
             room = data.try_into_mut().unwrap_or_else(|_| BytesMut::zeroed(largest));
         }
@@ -143,11 +154,11 @@ pub(super) fn converted<'a>(
 ) -> anyhow::Result<Run<'a>> {
     let files = [File::open(log)?];
     let (salt, writes) = log_writes(log)?;
-    let portions = portions(writes);
+    let portions = portions(writes, PORTION_BYTES);
     Ok(Box::new(move || {
         let output = Output::create(&output)?;
         let start = Instant::now();
-        each_portion(&files, &portions, compression, |codec, writes| {
+        each_portion(&files, &portions, compression, |Own { codec, .. }, writes| {
             let mut pieces = Vec::with_capacity(writes.len());
             for (data, logged) in writes {
                 let stored = codec.compress(data)?;
@@ -176,11 +187,11 @@ pub(super) fn merged<'a>(
     bytes: u64,
 ) -> anyhow::Result<Run<'a>> {
     let files = wdiffs.iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
-    let portions = portions(visible(wdiffs, pieces)?);
+    let portions = portions(visible(wdiffs, pieces)?, PORTION_BYTES);
     Ok(Box::new(move || {
         let output = Output::create(&output)?;
         let start = Instant::now();
-        each_portion(&files, &portions, compression, |codec, images| {
+        each_portion(&files, &portions, compression, |Own { codec, .. }, images| {
             let mut pieces = Vec::with_capacity(images.len());
             for (stored, visible) in images {
                 check(stored, &visible.image)?;
@@ -205,25 +216,48 @@ pub(super) fn merged<'a>(
 /// writes a portion: the kernel lets one into a file, and to wait there for each record is slower.
 pub(super) fn redone<'a>(wdiff: &Path, image: PathBuf, bytes: u64) -> anyhow::Result<Run<'a>> {
     let files = [File::open(wdiff)?];
-    let portions = portions(visible(&[wdiff.to_owned()], Pieces::Joined)?);
+    let portions = portions(visible(&[wdiff.to_owned()], Pieces::Joined)?, TURN_BYTES);
     Ok(Box::new(move || {
         let image = Mutex::new(File::options().write(true).open(&image)?);
         let start = Instant::now();
-        each_portion(&files, &portions, Compression::NONE, |codec, images| {
-            let mut writes = Vec::with_capacity(images.len());
-            for (stored, visible) in images {
-                check(stored, &visible.image)?;
-                let raw = uncompressed(codec, stored, &visible.image)?;
-                writes.extend(visible.cuts.iter().map(|c| (c.address, raw.slice(c.bytes()))));
-            }
-            let image = image.lock().ok().context("a thread died")?;
-            for (address, data) in writes {
-                image.write_all_at(&data, address.bytes())?;
-            }
-            Ok(())
+        each_portion(&files, &portions, Compression::NONE, |own, images| {
+            redo_portion(own, images, &image)
         })?;
         Ok(Sample::throughput(bytes, start))
     }))
+}
+
+fn redo_portion(
+    Own { codec, memory }: &mut Own,
+    images: &[(Bytes, &Visible)],
+    file: &Mutex<File>,
+) -> anyhow::Result<()> {
+    let all = images.iter().map(|(_, visible)| raw_bytes(&visible.image)).sum();
+    let mut room = memory.take(all);
+    let mut left = &mut room[..];
+    let mut raws = Vec::with_capacity(images.len());
+    for (stored, Visible { image, .. }) in images {
+        check(stored, image)?;
+        if image.compression == CompressionKind::None {
+            raws.push(None);
+            continue;
+        }
+        let (raw, behind) = left.split_at_mut(raw_bytes(image));
+        codec.decompress_into(image.compression, stored, raw)?;
+        left = behind;
+        raws.push(Some(&*raw));
+    }
+    let file = file.lock().ok().context("a thread died")?;
+    for ((stored, visible), raw) in images.iter().zip(&raws) {
+        for cut in &visible.cuts {
+            let data =
+                raw.unwrap_or(stored).get(cut.bytes()).context("a cut outside of its data")?;
+            file.write_all_at(data, cut.address.bytes())?;
+        }
+    }
+    drop(file);
+    memory.put(room.freeze());
+    Ok(())
 }
 
 fn check(stored: &[u8], image: &StoredImage) -> anyhow::Result<()> {
