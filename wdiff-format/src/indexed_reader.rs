@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use wlog_format::checksum::checksum;
 use wlog_format::units::{Lb, Salt, to_usize};
 use zerocopy::FromBytes;
@@ -156,6 +156,37 @@ impl<R: ReadAt> IndexedReader<R> {
         (&self.input, &self.file)
     }
 
+    /// Lets another reader hand out the next `count` index records, if there are as many.
+    ///
+    /// # Errors
+    /// The record before them cannot be read: what comes next must lie behind it.
+    pub(crate) fn part(&mut self, count: usize) -> Result<Self, WdiffError>
+    where
+        R: Clone,
+    {
+        let from = self.next;
+        let left = u32::try_from(count.min(self.left())).unwrap_or(u32::MAX);
+        self.next += u64::from(left);
+        self.window = Bytes::new();
+        let n_records = u32::try_from(self.next).unwrap_or(self.index.n_records);
+        let mut part = Self {
+            input: self.input.clone(),
+            file: self.file.clone(),
+            header: self.header,
+            index: IndexSuper { n_records, ..self.index },
+            window: Bytes::new(),
+            next: from.saturating_sub(1),
+            end: Lb(0),
+            last: None,
+            cache: ImageCache::default(),
+            finished: false,
+        };
+        if from > 0 {
+            part.next_entry()?;
+        }
+        Ok(part)
+    }
+
     /// Index records that were not handed out yet.
     pub(crate) fn left(&self) -> usize {
         to_usize(u64::from(self.index.n_records) - self.next)
@@ -187,14 +218,16 @@ impl<R: ReadAt> IndexedReader<R> {
         if self.window.is_empty() {
             self.read_window()?;
         }
-        let place = self.place(self.index.index_offset + self.next * INDEX_RECORD_BYTES as u64);
-        let bytes = self.window.split_to(INDEX_RECORD_BYTES.min(self.window.len()));
-        if !is_sound(&bytes) {
-            return Err(place.damaged("the index record contradicts its checksum"));
+        let record_at = self.index.index_offset + self.next * INDEX_RECORD_BYTES as u64;
+        let damaged = |what: String| self.place(record_at).damaged(what);
+        let bytes = self.window.get(..INDEX_RECORD_BYTES).unwrap_or(&self.window);
+        if !is_sound(bytes) {
+            return Err(damaged("the index record contradicts its checksum".into()));
         }
-        let raw = RawIndexRecord::read_from_bytes(&bytes)
-            .map_err(|_| place.clone().damaged("no index record"))?;
-        let record = self.checked(&raw).map_err(|what| place.damaged(what))?;
+        let raw = RawIndexRecord::read_from_bytes(bytes)
+            .map_err(|_| damaged("no index record".into()))?;
+        let record = self.checked(&raw).map_err(damaged)?;
+        self.window.advance(bytes.len());
         self.next += 1;
         self.last = Some(record.entry(raw.rec_checksum.get()));
         self.end = Lb(record.address.0 + u64::from(record.blocks));

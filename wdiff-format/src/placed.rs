@@ -9,10 +9,10 @@
 //! index claims.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use wlog_format::units::to_usize;
+use wlog_format::units::{Lb, to_usize};
 
 use crate::codec::Codec;
 use crate::compression::CompressionKind;
@@ -29,6 +29,8 @@ use crate::room::{Raw, Room};
 struct Sizes {
     /// Records of a batch.
     batch_records: usize,
+    /// Records that are worth a thread.
+    part_records: usize,
     /// Bytes of the file that a run has, unless one image is larger.
     run_bytes: u64,
     /// Bytes of uncompressed data in a run, unless one image is larger.
@@ -41,6 +43,7 @@ struct Sizes {
 
 const SIZES: Sizes = Sizes {
     batch_records: 512 << 10,
+    part_records: 16 << 10,
     run_bytes: 1 << 20,
     run_raw_bytes: 1 << 20,
     run_empty_records: 128,
@@ -51,15 +54,52 @@ const SIZES: Sizes = Sizes {
 pub(crate) struct Runs<R> {
     reader: IndexedReader<R>,
     sizes: Sizes,
-    /// The first record of the next batch.
-    ahead: Option<Location>,
-    batch: std::iter::Peekable<std::vec::IntoIter<Location>>,
+    threads: usize,
+    /// The last record of the batch before, which the next one may continue.
+    last: Option<Location>,
+    batch: Batch,
     finished: bool,
 }
 
-/// Where the data of a record begins; 0 when it has none.
-fn data_offset(record: &Location) -> u64 {
-    if record.kind == RecordKind::Normal { record.image.offset } else { 0 }
+/// Records in the order of their data, in parts of which each is in that order.
+#[derive(Default)]
+struct Batch {
+    parts: Vec<std::vec::IntoIter<Location>>,
+}
+
+impl Batch {
+    /// The part with the next record.
+    fn part(&mut self) -> Option<&mut std::vec::IntoIter<Location>> {
+        let parts = self.parts.iter_mut().filter(|part| !part.as_slice().is_empty());
+        parts.min_by_key(|part| part.as_slice().first().map(place_of))
+    }
+
+    fn next_if(&mut self, wanted: impl FnOnce(&Location) -> bool) -> Option<Location> {
+        let part = self.part()?;
+        if part.as_slice().first().is_some_and(wanted) { part.next() } else { None }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.parts.iter().all(|part| part.as_slice().is_empty())
+    }
+}
+
+/// What decides the order: where the data of a record begins (0 when it has none), its address.
+fn place_of(record: &Location) -> (u64, Lb) {
+    let begins = if record.kind == RecordKind::Normal { record.image.offset } else { 0 };
+    (begins, record.address)
+}
+
+/// The records of a part of an index. Pieces that follow each other are one record again.
+fn read_part<R: ReadAt>(mut reader: IndexedReader<R>) -> Result<Vec<Location>, WdiffError> {
+    // Its room at once: to grow there, it would be cleared and copied several times.
+    let mut records: Vec<Location> = Vec::with_capacity(reader.left());
+    while let Some(next) = reader.next_location()? {
+        if !records.last_mut().is_some_and(|last| last.join(&next)) {
+            records.push(next);
+        }
+    }
+    Ok(records)
 }
 
 /// Records whose data lies close together, in the order of it.
@@ -71,50 +111,62 @@ pub(crate) struct Run {
     records: Vec<Location>,
 }
 
-impl<R: ReadAt> Runs<R> {
-    pub(crate) fn new(reader: IndexedReader<R>) -> Self {
-        Self::of_sizes(reader, SIZES)
+impl<R: ReadAt + Clone + Send> Runs<R> {
+    /// Reads the index by `threads` threads.
+    pub(crate) fn new(reader: IndexedReader<R>, threads: usize) -> Self {
+        Self::of_sizes(reader, SIZES, threads)
     }
 
-    fn of_sizes(reader: IndexedReader<R>, sizes: Sizes) -> Self {
-        let batch = Vec::new().into_iter().peekable();
-        Self { reader, sizes, ahead: None, batch, finished: false }
+    fn of_sizes(reader: IndexedReader<R>, sizes: Sizes, threads: usize) -> Self {
+        Self { reader, sizes, threads, last: None, batch: Batch::default(), finished: false }
     }
 
-    /// The next records of the index, in the order of their data. Pieces that follow each other
-    /// are one record again.
+    /// The next records of the index, in the order of their data.
     fn read_batch(&mut self) -> Result<(), WdiffError> {
-        // Its room at once: to grow there, it would be cleared and copied several times.
-        let mut batch = Vec::with_capacity(self.reader.left().min(self.sizes.batch_records));
-        batch.extend(self.ahead.take());
-        while let Some(next) = self.reader.next_location()? {
-            if batch.last_mut().is_some_and(|last: &mut Location| last.join(&next)) {
-                continue;
-            }
-            if batch.len() == self.sizes.batch_records {
-                self.ahead = Some(next);
-                break;
-            }
-            batch.push(next);
+        let wanted = self.reader.left().min(self.sizes.batch_records);
+        let threads = self.threads.min(wanted / self.sizes.part_records).max(1);
+        let mut parts = Vec::with_capacity(threads);
+        while parts.len() < threads {
+            parts.push(self.reader.part(wanted.div_ceil(threads))?);
         }
-        batch.sort_unstable_by_key(|record| (data_offset(record), record.address));
-        self.batch = batch.into_iter().peekable();
+        let read = |part| {
+            let mut records = read_part(part)?;
+            // The parts beside it may continue these.
+            let ends = (records.pop(), (!records.is_empty()).then(|| records.swap_remove(0)));
+            records.sort_unstable_by_key(place_of);
+            Ok((ends, records))
+        };
+        let mut ends: Vec<_> = self.last.take().into_iter().collect();
+        self.batch.parts.clear();
+        for ((last, first), records) in by_all(parts, read)? {
+            for end in first.into_iter().chain(last) {
+                if !ends.last_mut().is_some_and(|before: &mut Location| before.join(&end)) {
+                    ends.push(end);
+                }
+            }
+            self.batch.parts.push(records.into_iter());
+        }
+        if self.reader.left() > 0 {
+            self.last = ends.pop();
+        }
+        ends.sort_unstable_by_key(place_of);
+        self.batch.parts.push(ends.into_iter());
         Ok(())
     }
 
     fn next_run(&mut self) -> Result<Option<Run>, WdiffError> {
-        if self.batch.peek().is_none() {
+        while self.batch.is_empty() && (self.reader.left() > 0 || self.last.is_some()) {
             self.read_batch()?;
         }
         let mut run = Run { bytes: 0..0, raw_bytes: 0, records: Vec::new() };
-        while self.batch.peek().is_some_and(|next| run.fits(next, &self.sizes)) {
-            run.records.extend(self.batch.next());
+        while let Some(next) = self.batch.next_if(|next| run.fits(next, &self.sizes)) {
+            run.records.push(next);
         }
         Ok((!run.records.is_empty()).then_some(run))
     }
 }
 
-impl<R: ReadAt> Iterator for Runs<R> {
+impl<R: ReadAt + Clone + Send> Iterator for Runs<R> {
     type Item = Result<Run, WdiffError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -208,6 +260,37 @@ impl Run {
     }
 }
 
+/// The results of `work` on each of `items`, in their order, by as many threads.
+fn by_all<T: Send, O: Send>(
+    items: Vec<T>,
+    work: impl Fn(T) -> Result<O, WdiffError> + Sync,
+) -> Result<Vec<O>, WdiffError> {
+    let others = items.len().saturating_sub(1);
+    let queue = Mutex::new(items.into_iter().enumerate());
+    let run = || {
+        let mut done = Vec::new();
+        loop {
+            let Some((number, item)) = queue.lock().ok().and_then(|mut q| q.next()) else {
+                return done;
+            };
+            done.push((number, work(item)));
+        }
+    };
+    let mut done = std::thread::scope(|scope| {
+        let named = || std::thread::Builder::new().name("wdiff-index".into());
+        // Should no thread be had, the caller's does it all.
+        let running: Vec<_> =
+            (0..others).filter_map(|_| named().spawn_scoped(scope, run).ok()).collect();
+        let mut done = run();
+        for thread in running {
+            done.extend(thread.join().map_err(|_| WdiffError::WorkerDied)?);
+        }
+        Ok::<_, WdiffError>(done)
+    })?;
+    done.sort_unstable_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, done)| done).collect()
+}
+
 /// `record` with its part of `raw`.
 fn decoded(record: &Location, raw: &Bytes) -> DecodedRecord {
     let content = match record.kind {
@@ -221,7 +304,7 @@ fn decoded(record: &Location, raw: &Bytes) -> DecodedRecord {
 #[cfg(test)]
 #[expect(clippy::cast_possible_truncation, reason = "small numbers of a test")]
 mod tests {
-    use wlog_format::units::{Lb, LogUuid};
+    use wlog_format::units::LogUuid;
 
     use super::*;
     use crate::compression::Compression;
@@ -258,12 +341,13 @@ mod tests {
 
     fn runs(file: &Bytes, sizes: Sizes) -> Vec<Run> {
         let reader = IndexedReader::new(file.clone(), "f").unwrap();
-        Runs::of_sizes(reader, sizes).collect::<Result<_, _>>().unwrap()
+        Runs::of_sizes(reader, sizes, 3).collect::<Result<_, _>>().unwrap()
     }
 
     /// Runs of some 1 KiB, batches of 100 records.
     const SMALL: Sizes = Sizes {
         batch_records: 100,
+        part_records: 10,
         run_bytes: 1 << 10,
         run_raw_bytes: 64 << 10,
         run_empty_records: 2,
@@ -289,6 +373,26 @@ mod tests {
                 }
             }
             assert!(image == expected, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn pieces_are_one_record_again_wherever_the_index_is_cut() {
+        let (file, _) = file();
+        let records = |sizes, threads| {
+            let reader = IndexedReader::new(file.clone(), "f").unwrap();
+            let runs = Runs::of_sizes(reader, sizes, threads).map(Result::unwrap);
+            let mut records: Vec<_> = runs.flat_map(|run| run.records).collect();
+            records.sort_unstable_by_key(|record| record.address);
+            records
+        };
+        let whole = records(SIZES, 1);
+        assert!(whole.iter().any(|record| !record.blocks.is_power_of_two()), "pieces were joined");
+        for batch_records in [1, 2, 7, 100] {
+            for (threads, part_records) in [(1, 1), (2, 1), (5, 1), (5, 10)] {
+                let cut = Sizes { batch_records, part_records, ..SMALL };
+                assert!(records(cut, threads) == whole, "{cut:?} {threads}");
+            }
         }
     }
 

@@ -173,7 +173,7 @@ pub fn redo_indexed<R: ReadAt + Clone + Send + Sync>(
     let (input, file) = reader.input();
     let (input, file) = (input.clone(), file.clone());
     let load = |run: Run, codec: &mut Codec| run.load(&input, &file, codec);
-    redo_portions(Runs::new(reader), load, image, options)
+    redo_portions(Runs::new(reader, options.threads), load, image, options)
 }
 
 fn redo_portions<P>(
