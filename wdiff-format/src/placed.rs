@@ -309,6 +309,7 @@ mod tests {
     use super::*;
     use crate::compression::Compression;
     use crate::indexed_writer::IndexedWriter;
+    use crate::layout::INDEX_RECORD_BYTES;
     use crate::record::{DiffRecord, Payload};
     use crate::split::MaxIo;
 
@@ -393,6 +394,22 @@ mod tests {
                 let cut = Sizes { batch_records, part_records, ..SMALL };
                 assert!(records(cut, threads) == whole, "{cut:?} {threads}");
             }
+        }
+    }
+
+    #[test]
+    fn an_index_out_of_order_is_refused_wherever_it_is_cut() {
+        let (file, _) = file();
+        let index = IndexedReader::new(file.clone(), "f").unwrap().index();
+        let (begin, count) = (to_usize(index.index_offset), index.n_records as usize);
+        for number in 0..count - 1 {
+            let mut swapped = file.to_vec();
+            let at = begin + number * INDEX_RECORD_BYTES;
+            swapped[at..at + 2 * INDEX_RECORD_BYTES].rotate_left(INDEX_RECORD_BYTES);
+            let reader = IndexedReader::new(Bytes::from(swapped), "f").unwrap();
+            let read = Runs::of_sizes(reader, SMALL, 3).find_map(Result::err);
+            let error = read.map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains("before block"), "{number} of {count}: {error}");
         }
     }
 
