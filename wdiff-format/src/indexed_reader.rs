@@ -151,11 +151,6 @@ impl<R: ReadAt> IndexedReader<R> {
         self.last
     }
 
-    /// What it reads, and the name that errors use for it.
-    pub(crate) const fn input(&self) -> (&R, &Arc<str>) {
-        (&self.input, &self.file)
-    }
-
     /// Lets another reader hand out the next `count` index records, if there are as many.
     ///
     /// # Errors

@@ -113,6 +113,14 @@ pub fn locate<R: ReadAt>(input: R, file: impl Into<Arc<str>>) -> Result<Location
 }
 
 impl<R: ReadAt> Locations<R> {
+    /// The reader of an indexed file, if it is one.
+    pub(crate) fn into_indexed(self) -> Result<IndexedReader<R>, Self> {
+        match self.reader {
+            Kind::Indexed(reader) => Ok(*reader),
+            Kind::Sorted(_) => Err(self),
+        }
+    }
+
     fn step(&mut self) -> Result<Option<Location>, WdiffError> {
         let reader = match &mut self.reader {
             Kind::Indexed(reader) => return reader.next_location(),

@@ -8,6 +8,7 @@
 //! of the whole file would; memory is bounded by the batch and by what a run may hold, whatever the
 //! index claims.
 
+use std::iter::Peekable;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +20,7 @@ use crate::compression::CompressionKind;
 use crate::error::WdiffError;
 use crate::indexed_reader::IndexedReader;
 use crate::io_at::ReadAt;
-use crate::locate::{Location, StoredImage};
+use crate::locate::{Location, Locations, StoredImage};
 use crate::record::RecordKind;
 use crate::redo::{Content, DecodedRecord};
 use crate::room::{Raw, Room};
@@ -158,7 +159,7 @@ impl<R: ReadAt + Clone + Send> Runs<R> {
         while self.batch.is_empty() && (self.reader.left() > 0 || self.last.is_some()) {
             self.read_batch()?;
         }
-        let mut run = Run { bytes: 0..0, raw_bytes: 0, records: Vec::new() };
+        let mut run = Run::new();
         while let Some(next) = self.batch.next_if(|next| run.fits(next, &self.sizes)) {
             run.records.push(next);
         }
@@ -179,7 +180,43 @@ impl<R: ReadAt + Clone + Send> Iterator for Runs<R> {
     }
 }
 
+/// The runs of a sorted file, whose data lies in the order of the addresses: an iterator that ends
+/// after the first error.
+pub(crate) struct SortedRuns<R: ReadAt> {
+    records: Peekable<Locations<R>>,
+    sizes: Sizes,
+}
+
+impl<R: ReadAt> SortedRuns<R> {
+    pub(crate) fn new(records: Locations<R>) -> Self {
+        Self { records: records.peekable(), sizes: SIZES }
+    }
+}
+
+impl<R: ReadAt> Iterator for SortedRuns<R> {
+    type Item = Result<Run, WdiffError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut run = Run::new();
+        let fits = |run: &mut Run, next: &Result<Location, _>| {
+            next.as_ref().is_ok_and(|next| run.fits(next, &self.sizes))
+        };
+        while let Some(Ok(next)) = self.records.next_if(|next| fits(&mut run, next)) {
+            run.records.push(next);
+        }
+        if run.records.is_empty() {
+            // An error, or the end.
+            return self.records.next()?.err().map(Err);
+        }
+        Some(Ok(run))
+    }
+}
+
 impl Run {
+    const fn new() -> Self {
+        Self { bytes: 0..0, raw_bytes: 0, records: Vec::new() }
+    }
+
     /// Does `next` belong to it, which is the next record by data? If so, its data is counted.
     fn fits(&mut self, next: &Location, sizes: &Sizes) -> bool {
         let last = self.records.last();

@@ -3,14 +3,14 @@
 use crate::codec::Codec;
 use crate::compression::Compression;
 use crate::error::WdiffError;
-use crate::indexed_reader::IndexedReader;
 use crate::io_at::{ReadAt, WriteAt};
-use crate::placed::{Run, Runs};
+use crate::locate::locate;
+use crate::placed::{Run, Runs, SortedRuns};
 use crate::pool::CodecPool;
 use crate::record::{DiffRecord, RecordKind};
 use crate::room::{Raw, Room};
 use bytes::Bytes;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread::ScopedJoinHandle;
 use wlog_format::units::Lb;
 
@@ -160,20 +160,24 @@ fn decode_portion(
     Ok(portion.iter().zip(raws).map(with_data).collect())
 }
 
-/// [`redo`] of an indexed wdiff alone, whose data is read in the order in which it lies in the
-/// file, by the threads themselves.
+/// [`redo`] of one wdiff of either kind, whose data is read in the order in which it lies in the
+/// file, by the threads themselves. `file` is the name that errors use.
 ///
 /// # Errors
 /// See [`redo`].
-pub fn redo_indexed<R: ReadAt + Clone + Send + Sync>(
-    reader: IndexedReader<R>,
+pub fn redo_file<R: ReadAt + Clone + Send + Sync>(
+    input: R,
+    file: impl Into<Arc<str>>,
     image: &(impl WriteAt + Sync),
     options: &RedoOptions,
 ) -> Result<RedoStat, WdiffError> {
-    let (input, file) = reader.input();
-    let (input, file) = (input.clone(), file.clone());
+    let file = file.into();
+    let records = locate(input.clone(), file.clone())?;
     let load = |run: Run, codec: &mut Codec| run.load(&input, &file, codec);
-    redo_portions(Runs::new(reader, options.threads), load, image, options)
+    match records.into_indexed() {
+        Ok(reader) => redo_portions(Runs::new(reader, options.threads), load, image, options),
+        Err(sorted) => redo_portions(SortedRuns::new(sorted), load, image, options),
+    }
 }
 
 fn redo_portions<P>(

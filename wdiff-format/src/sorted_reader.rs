@@ -224,7 +224,7 @@ impl<R: Read> SortedReader<R> {
         }
         let bytes = self.run.split_to(size);
         if checksum(&bytes, Salt(0)) != record.checksum {
-            return Err(place.damaged("the data of the record contradicts its checksum"));
+            return Err(place.damaged("the data of a record contradicts its checksum"));
         }
         Ok(Stored { kind: record.compression, bytes, checksum: record.checksum })
     }

@@ -9,7 +9,9 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::Read;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use common::{
@@ -22,7 +24,7 @@ use wdiff_format::full::ImageRecords;
 use wdiff_format::header::FileType;
 use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::{Records, WdiffReader};
-use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo, redo_indexed};
+use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo, redo_file};
 use wdiff_format::split::MaxIo;
 use wdiff_format::stat::DiffStat;
 use wdiff_format::virtual_image::VirtualImage;
@@ -149,10 +151,9 @@ fn redo_key(dir: &std::path::Path, id: &str, key: &str) -> String {
     let records = Merger::new(vec![Box::new(open(dir, id))], MaxIo::NONE, Pieces::Joined).unwrap();
     let stat = redo(records, &image, &options).unwrap();
     let image = image.into_content();
-    if let WdiffReader::Indexed(reader) = open(dir, id) {
-        assert_eq!(redo_indexed(reader, &other, &options).unwrap(), stat, "{id} onto {key}");
-        assert!(other.into_content() == image, "{id} onto {key}");
-    }
+    let file = Arc::new(File::open(common::file(dir, id)).unwrap());
+    assert_eq!(redo_file(file, id, &other, &options).unwrap(), stat, "{id} onto {key}");
+    assert!(other.into_content() == image, "{id} onto {key}");
     hex(&image)
 }
 

@@ -9,7 +9,9 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::Read;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use common::{BlockMap, MemoryImage, Plain, all, apply, options, read_back};
@@ -23,7 +25,7 @@ use wdiff_format::indexed_reader::IndexedReader;
 use wdiff_format::merge::{Merger, Pieces};
 use wdiff_format::open::{Records, WdiffReader};
 use wdiff_format::record::{DiffRecord, Payload};
-use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo, redo_indexed};
+use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, redo, redo_file};
 use wdiff_format::sorted_reader::SortedReader;
 use wdiff_format::split::MaxIo;
 use wdiff_format::virtual_image::VirtualImage;
@@ -116,14 +118,12 @@ fn indexed(bytes: &[u8]) -> IndexedReader<Bytes> {
 
 /// What a redo of the damaged file says.
 fn redo_damaged(dir: &std::path::Path) -> Result<(), String> {
-    let reader = WdiffReader::open(&dir.join("damaged"));
+    let path = dir.join("damaged");
+    let file = Arc::new(File::open(&path).unwrap());
     let image = MemoryImage::new(vec![0; usize::try_from(DEVICE).unwrap() * 512]);
     let (discards, beyond_end) = (Discards::Zero, BeyondEnd::Drop);
     let options = RedoOptions { discards, beyond_end, image_blocks: Lb(DEVICE), threads: 1 };
-    let done = reader.and_then(|reader| match reader {
-        WdiffReader::Indexed(reader) => redo_indexed(reader, &image, &options),
-        WdiffReader::Sorted(reader) => redo(reader, &image, &options),
-    });
+    let done = redo_file(file, path.display().to_string(), &image, &options);
     done.map(drop).map_err(|error| error.to_string())
 }
 
@@ -215,11 +215,9 @@ proptest! {
             let options = RedoOptions { discards, beyond_end, image_blocks, threads };
             redo(boxed(&made, file_type), &image, &options).unwrap();
             prop_assert!(image.into_content() == *expected, "redo with {:?}", discards);
-            if file_type == FileType::Indexed {
-                let image = MemoryImage::new(base.clone());
-                redo_indexed(indexed(&made), &image, &options).unwrap();
-                prop_assert!(image.into_content() == *expected, "indexed, {:?}", discards);
-            }
+            let image = MemoryImage::new(base.clone());
+            redo_file(Bytes::from(made.clone()), "made", &image, &options).unwrap();
+            prop_assert!(image.into_content() == *expected, "of the file, {:?}", discards);
         }
         let size = base.len() as u64;
         let diff = boxed(&made, file_type);
@@ -246,10 +244,8 @@ proptest! {
         std::fs::write(dir.path().join("damaged"), &made).unwrap();
         let read = WdiffReader::open(&dir.path().join("damaged"))
             .and_then(all);
-        if file_type == FileType::Indexed {
-            let told = read.as_ref().err().map(ToString::to_string);
-            prop_assert_eq!(redo_damaged(dir.path()), told.map_or(Ok(()), Err));
-        }
+        let told = read.as_ref().err().map(ToString::to_string);
+        prop_assert_eq!(redo_damaged(dir.path()), told.map_or(Ok(()), Err));
         if let Ok(read) = read {
             // Data of an overwritten I/O, or padding: only an indexed file has such.
             prop_assert_eq!(file_type, FileType::Indexed);
@@ -282,9 +278,7 @@ proptest! {
         // An error or records that the format allows, but no panic and no huge allocation.
         let read = WdiffReader::open(&dir.path().join("damaged"))
             .and_then(all);
-        if file_type == FileType::Indexed {
-            prop_assert_eq!(redo_damaged(dir.path()).is_ok(), read.is_ok());
-        }
+        prop_assert_eq!(redo_damaged(dir.path()).is_ok(), read.is_ok());
         if let Ok(read) = read {
             prop_assert!(ascending_and_disjoint(&read));
         }

@@ -1,20 +1,20 @@
 //! `walb wdiff redo`.
 
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
-use wdiff_format::indexed_reader::IndexedReader;
 use wdiff_format::io_at::ReadObject;
 use wdiff_format::merge::{Merger, Pieces};
-use wdiff_format::open::WdiffReader;
-use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, RedoStat, redo, redo_indexed};
+use wdiff_format::redo::{BeyondEnd, Discards, RedoOptions, RedoStat, redo, redo_file};
 use wdiff_format::split::MaxIo;
 
 use super::{ThreadsArgs, merged, open_all};
 use crate::files::image::Image;
-use crate::files::print_result;
+use crate::files::{is_std_stream, print_result};
 
 /// Write wdiffs onto an image, merged: what a newer one covers is not written.
 ///
@@ -60,7 +60,7 @@ pub(super) fn run(args: &RedoArgs) -> anyhow::Result<()> {
         threads: args.threads.get(),
     };
     let done = match inputs {
-        Inputs::Indexed(reader) => redo_indexed(reader, &image, &options),
+        Inputs::One(file, name) => redo_file(file, name, &image, &options),
         Inputs::Merged(records) => redo(records, &image, &options),
     };
     let stat = done.with_context(|| format!("cannot redo onto {}", args.image.display()))?;
@@ -70,21 +70,21 @@ pub(super) fn run(args: &RedoArgs) -> anyhow::Result<()> {
 
 /// What is written onto the image.
 enum Inputs {
-    /// One wdiff, in whatever order is the fastest.
-    Indexed(IndexedReader<ReadObject>),
+    /// One file and its name, in whatever order is the fastest.
+    One(ReadObject, String),
     /// Read by the threads that write, a portion each in turn.
     Merged(Merger),
 }
 
 impl Inputs {
     fn open(paths: &[PathBuf]) -> anyhow::Result<Self> {
-        let mut wdiffs = open_all(paths)?;
-        match wdiffs.pop() {
-            Some(WdiffReader::Indexed(reader)) if wdiffs.is_empty() => Ok(Self::Indexed(reader)),
-            newest => {
-                wdiffs.extend(newest);
-                Ok(Self::Merged(merged(wdiffs, MaxIo::NONE, Pieces::Joined)?))
+        match paths {
+            [path] if !is_std_stream(path) => {
+                let file = File::open(path)
+                    .with_context(|| format!("cannot open wdiff {}", path.display()))?;
+                Ok(Self::One(Arc::new(file), path.display().to_string()))
             }
+            _ => Ok(Self::Merged(merged(open_all(paths)?, MaxIo::NONE, Pieces::Joined)?)),
         }
     }
 }
