@@ -1,7 +1,7 @@
 //! Reading and writing at a position: what an indexed file needs, and an image that is changed.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -32,6 +32,19 @@ pub trait WriteAt {
     /// # Errors
     /// What the operating system says.
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `pieces`, one behind the other, from byte `offset` on.
+    ///
+    /// # Errors
+    /// What the operating system says; some of them may be written then.
+    fn write_all_vectored_at(&self, pieces: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let mut at = offset;
+        for piece in pieces {
+            self.write_all_at(piece, at)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
 
     /// Makes `len` bytes from `offset` on read as zeros.
     ///

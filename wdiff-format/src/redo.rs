@@ -10,6 +10,7 @@ use crate::pool::CodecPool;
 use crate::record::{DiffRecord, RecordKind};
 use crate::room::{Raw, Room};
 use bytes::Bytes;
+use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
 use std::thread::ScopedJoinHandle;
 use wlog_format::units::Lb;
@@ -272,18 +273,54 @@ fn write_portion(
 ) -> Result<RedoStat, WdiffError> {
     let mut stat = RedoStat::default();
     let image = image.lock().map_err(|_| WdiffError::WorkerDied)?;
-    for record in portion {
-        if record.end() > options.image_blocks {
-            if options.beyond_end == BeyondEnd::Fail {
-                return Err(beyond_end(record, options.image_blocks));
-            }
-            stat.dropped += 1;
+    let is_data = |record: &DecodedRecord| matches!(record.content, Content::Data(_));
+    let goes_on = |a: &DecodedRecord, b: &DecodedRecord| {
+        is_data(a) && is_data(b) && a.end() == b.address && b.end() <= options.image_blocks
+    };
+    for records in portion.chunk_by(goes_on) {
+        if records.len() > 1 && write_at_once(records, *image, &mut stat).is_ok() {
             continue;
         }
-        redo_one(record, *image, options.discards, &mut stat)
-            .map_err(|source| WdiffError::Output { offset: record.address.bytes(), source })?;
+        // Of several it shows which one fails.
+        records.iter().try_for_each(|record| write_one(record, *image, options, &mut stat))?;
     }
     Ok(stat)
+}
+
+/// Writes data that lies side by side.
+fn write_at_once(
+    records: &[DecodedRecord],
+    image: &impl WriteAt,
+    stat: &mut RedoStat,
+) -> std::io::Result<()> {
+    let mut pieces = Vec::with_capacity(records.len());
+    for record in records {
+        if let Content::Data(data) = &record.content {
+            pieces.push(IoSlice::new(data));
+        }
+    }
+    let offset = records.first().map_or(0, |first| first.address.bytes());
+    image.write_all_vectored_at(&mut pieces, offset)?;
+    stat.written += records.len() as u64;
+    stat.written_blocks += records.iter().map(|record| u64::from(record.blocks)).sum::<u64>();
+    Ok(())
+}
+
+fn write_one(
+    record: &DecodedRecord,
+    image: &impl WriteAt,
+    options: &RedoOptions,
+    stat: &mut RedoStat,
+) -> Result<(), WdiffError> {
+    if record.end() > options.image_blocks {
+        if options.beyond_end == BeyondEnd::Fail {
+            return Err(beyond_end(record, options.image_blocks));
+        }
+        stat.dropped += 1;
+        return Ok(());
+    }
+    redo_one(record, image, options.discards, stat)
+        .map_err(|source| WdiffError::Output { offset: record.address.bytes(), source })
 }
 
 pub(crate) fn beyond_end(record: &DecodedRecord, image_blocks: Lb) -> WdiffError {
@@ -376,6 +413,52 @@ mod tests {
             assert!(matches!(done, Err(WdiffError::Log(_))), "{done:?}");
             assert!(image.written.into_inner() <= 700 * 4096);
         }
+    }
+
+    /// Counts how often it is written to.
+    #[derive(Default)]
+    struct Counting {
+        content: Mutex<Vec<u8>>,
+        writes: AtomicU64,
+    }
+
+    impl WriteAt for Counting {
+        fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+            self.write_all_vectored_at(&mut [IoSlice::new(data)], offset)
+        }
+
+        fn write_all_vectored_at(&self, data: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+            let data: Vec<u8> = data.iter().flat_map(|piece| piece.to_vec()).collect();
+            let mut content = self.content.lock().unwrap();
+            let at = usize::try_from(offset).unwrap();
+            let len = content.len().max(at + data.len());
+            content.resize(len, 0);
+            content[at..at + data.len()].copy_from_slice(&data);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_lies_side_by_side_is_written_at_once_up_to_the_end_of_the_image() {
+        let image = Counting::default();
+        // 10 to 19 are missing, 40 is a discard, 60 and on are behind the end.
+        let records = (0..70_u8).filter(|i| !(10..20).contains(i)).map(|i| {
+            let address = Lb(u64::from(i) * 8);
+            let raw = DiffRecord::from_raw(address, Bytes::from(vec![i + 1; 4096])).unwrap();
+            let payload = crate::record::Payload::Discard;
+            Ok(if i == 40 { DiffRecord { payload, ..raw } } else { raw })
+        });
+        let beyond_end = BeyondEnd::Drop;
+        let options = RedoOptions { beyond_end, image_blocks: Lb(60 * 8), ..options(1) };
+        let stat = redo(records, &image, &options).unwrap();
+        let expected =
+            RedoStat { written: 49, written_blocks: 49 * 8, zeroed: 0, discards: 1, dropped: 10 };
+        assert_eq!(stat, expected);
+        assert_eq!(image.writes.into_inner(), 4, "three runs and the discard");
+        let content = image.content.into_inner().unwrap();
+        let block = |i: u8| if (10..20).contains(&i) || i == 40 { 0 } else { i + 1 };
+        assert!(content.iter().copied().eq((0..60).flat_map(|i| [block(i); 4096])));
     }
 
     #[test]

@@ -1,15 +1,20 @@
 //! The image that a log or a diff is written onto: a file or block device, never changed in size.
 
 use std::fs::File;
-use std::io::{self, Seek as _, SeekFrom};
+use std::io::{self, IoSlice, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::uio::pwritev;
 use wdiff_format::io_at::WriteAt;
 use wlog_format::pack::Record;
 use wlog_format::units::{Lb, to_usize};
+
+/// Pieces that the kernel writes at once.
+const WRITE_PIECES_MAX: usize = 1024;
 
 /// An image that is open for writing.
 #[derive(Debug)]
@@ -88,7 +93,40 @@ impl WriteAt for Image {
         self.write(Lb::from_bytes(offset), data).map_err(io::Error::other)
     }
 
+    fn write_all_vectored_at(&self, mut pieces: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let mut at = offset;
+        while !pieces.is_empty() {
+            let some = pieces.get(..WRITE_PIECES_MAX).unwrap_or(pieces);
+            let written =
+                match pwritev(&self.file, some, i64::try_from(at).map_err(io::Error::other)?) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Err(Errno::EINTR) => 0,
+                    written => written?,
+                };
+            at += written as u64;
+            IoSlice::advance_slices(&mut pieces, written);
+        }
+        Ok(())
+    }
+
     fn write_zeros_at(&self, offset: u64, len: u64) -> io::Result<()> {
         self.zero(Lb::from_bytes(offset), Lb::from_bytes(len)).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_pieces_than_the_kernel_takes_at_once_are_written_in_their_order() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, vec![9; 20_000]).unwrap();
+        let image = Image::open(file.path()).unwrap();
+        let pieces: Vec<Vec<u8>> = (0..3000_u32).map(|i| i.to_le_bytes().to_vec()).collect();
+        let mut slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        image.write_all_vectored_at(&mut slices, 1000).unwrap();
+        let expected = [vec![9; 1000], pieces.concat(), vec![9; 7000]].concat();
+        assert!(std::fs::read(&file).unwrap() == expected);
     }
 }
