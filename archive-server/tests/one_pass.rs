@@ -115,8 +115,8 @@ async fn a_cancelled_restore_ends_and_leaves_nothing() {
 }
 
 async fn cancelled(gid: u64) {
-    // More than can be in flight together.
-    let (dir, mut device) = (tempfile::tempdir().unwrap(), Device::new(40 * MIB, 7));
+    // Half of it is a hole; the rest is twice what can be in flight together.
+    let (dir, mut device) = (tempfile::tempdir().unwrap(), Device::new(64 * MIB, 7));
     device.write(200);
     // The third request that writes the image is where it is cancelled.
     let gate = Arc::new(Semaphore::new(2));
@@ -144,7 +144,7 @@ async fn cancelled(gid: u64) {
     let passing = tokio::spawn(async move {
         loop {
             slowly.add_permits(1);
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     });
     let ended = client.finish(&id).await;

@@ -113,12 +113,9 @@ pub fn locate<R: ReadAt>(input: R, file: impl Into<Arc<str>>) -> Result<Location
 }
 
 impl<R: ReadAt> Locations<R> {
-    /// The reader of an indexed file, if it is one.
-    pub(crate) fn into_indexed(self) -> Result<IndexedReader<R>, Self> {
-        match self.reader {
-            Kind::Indexed(reader) => Ok(*reader),
-            Kind::Sorted(_) => Err(self),
-        }
+    /// Are they those of an index?
+    pub(crate) const fn is_indexed(&self) -> bool {
+        matches!(self.reader, Kind::Indexed(_))
     }
 
     fn step(&mut self) -> Result<Option<Location>, WdiffError> {

@@ -3,6 +3,7 @@
 use crate::codec::Codec;
 use crate::compression::Compression;
 use crate::error::WdiffError;
+use crate::indexed_reader::IndexedReader;
 use crate::io_at::{ReadAt, WriteAt};
 use crate::locate::locate;
 use crate::placed::{Run, Runs, SortedRuns};
@@ -175,10 +176,11 @@ pub fn redo_file<R: ReadAt + Clone + Send + Sync>(
     let file = file.into();
     let records = locate(input.clone(), file.clone())?;
     let load = |run: Run, codec: &mut Codec| run.load(&input, &file, codec);
-    match records.into_indexed() {
-        Ok(reader) => redo_portions(Runs::new(reader, options.threads), load, image, options),
-        Err(sorted) => redo_portions(SortedRuns::new(sorted), load, image, options),
+    if !records.is_indexed() {
+        return redo_portions(SortedRuns::new(records), load, image, options);
     }
+    let reader = IndexedReader::new(input.clone(), file.clone())?;
+    redo_portions(Runs::new(reader, options.threads), load, image, options)
 }
 
 fn redo_portions<P>(
